@@ -1,0 +1,1 @@
+"""Checkpoint, store and restore live Linux workloads."""

@@ -1,0 +1,1 @@
+"""FOR PEOPLE: parse, call one flow, print, exit."""

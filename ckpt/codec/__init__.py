@@ -1,0 +1,1 @@
+"""HOW a checkpoint is written: bytes <-> model, no I/O."""

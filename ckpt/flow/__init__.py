@@ -1,0 +1,1 @@
+"""IN WHICH ORDER things happen: the use cases; they know ports, not adapters."""

@@ -1,0 +1,345 @@
+"""What the flows need of the world, as Protocols; adapters in host/ and store/ fit them (cli/wiring.py).
+
+Rule: nothing here is specific to CRIU's RPC, to a cgroup version, or to how a store keeps its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from ckpt.model.checkpoint import (
+    CarriedFile,
+    Checkpoint,
+    DumpOptions,
+    DumpStatistics,
+    HostFacts,
+    StoredFile,
+)
+from ckpt.model.clocks import Clocks, ClockTarget, PendingTimer
+from ckpt.model.inodes import FileChange, InodeRecord
+from ckpt.model.reports import StoredCheckpoint, SweepReport, VerifyReport
+from ckpt.model.target import Target, TargetRef
+from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree, Workload
+from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid, Tag
+
+
+class Clock(Protocol):
+    """The host's clocks."""
+
+    def read(self) -> Clocks:
+        """All three clocks at one instant, with what identifies them."""
+
+    def realtime(self) -> Nanoseconds:
+        """CLOCK_REALTIME now."""
+
+    def stopwatch(self) -> Nanoseconds:
+        """A clock that only ever goes forward, for durations."""
+
+
+class Operation(Protocol):
+    """One use case under way: its journal entry on disk, its staging directory, and its guardian.
+
+    Everything noted is durable before note() returns, so that `ckpt recover` can undo it after a crash.
+    """
+
+    @property
+    def staging(self) -> str:
+        """An empty directory on disk, removed with the operation."""
+
+    def guard(self) -> None:
+        """Start the guardian: if this process dies before end(), it undoes what was noted, at once."""
+
+    def end(self) -> None:
+        """The operation is over and nothing is left to undo: dismiss the guardian, remove the staging."""
+
+
+class Freezer(Protocol):
+    """Stops one workload and lets it go on."""
+
+    @property
+    def cgroup(self) -> str:
+        """The absolute path of the cgroup directory that is frozen."""
+
+    def gather(self) -> None:
+        """Bring all processes of the workload into `cgroup`, noting first where they came from."""
+
+    def release(self) -> None:
+        """Put the processes back where they came from and remove what gather() made; safe to repeat."""
+
+    def freeze(self, timeout: Nanoseconds) -> None:
+        """Stop every task of the cgroup and wait until the kernel confirms it.
+
+        Raises:
+            FreezeTimeout: not frozen in time, and thawed again; names the tasks and what they wait in.
+        """
+
+    def freeze_again(self) -> None:
+        """After CRIU has run on the frozen cgroup: freeze what it left thawed, if it did."""
+
+    def thaw(self) -> None:
+        """Let every task go on; safe to repeat."""
+
+    def kill(self) -> None:
+        """Kill every task of the cgroup and wait until none is left, zombies of others excepted."""
+
+
+class Targets(Protocol):
+    """From what the user named to what is there."""
+
+    def resolve(self, ref: TargetRef) -> Target:
+        """The target as it is now.
+
+        Raises:
+            NoSuchTarget: no such process, cgroup or job, or it has no process.
+            CannotCheckpoint: a kernel thread, this very process or an ancestor of it.
+        """
+
+    def lock(self, target: Target) -> AbstractContextManager[None]:
+        """Keep other ckpt processes off this workload.
+
+        Raises:
+            Locked: another one is at it; names its pid.
+        """
+
+    def freezer(self, target: Target, operation: Operation) -> Freezer:
+        """The freezer of this target; what it does is noted in the operation."""
+
+
+class Operations(Protocol):
+    """The journal of what is under way on this host."""
+
+    def begin(self, what: str) -> Operation:
+        """A new operation with an entry and a staging directory of its own."""
+
+
+class FrozenView(Protocol):
+    """What was read while the workload stood still."""
+
+    @property
+    def trees(self) -> tuple[Tree, ...]:
+        """The trees, in the order in which they are dumped."""
+
+    @property
+    def clocks(self) -> Clocks:
+        """The clocks at the freeze."""
+
+
+class Survey(Protocol):
+    """What was read before the freeze, so that little is left to read under it."""
+
+    @property
+    def trees(self) -> tuple[Tree, ...]:
+        """The trees as they were then."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know before the dump."""
+
+
+class Inspector(Protocol):
+    """Reads what a workload is and holds."""
+
+    def survey(self, target: Target) -> Survey:
+        """Everything that may be read while the workload runs."""
+
+    def confirm(self, survey: Survey, cgroup: str, tcp_established: bool) -> FrozenView:  # noqa: FBT001
+        """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
+
+        Raises:
+            CannotCheckpoint: what was found would fail.
+        """
+
+    def describe(self, view: FrozenView, target: Target) -> Workload:
+        """The workload as the manifest records it; slow, and done after the thaw."""
+
+    def inodes(self, view: FrozenView) -> tuple[InodeRecord, ...]:
+        """All files with their digests, taken now and marked where they changed since the freeze."""
+
+    def host_facts(self) -> HostFacts:
+        """This host."""
+
+    def differences(self, inodes: tuple[InodeRecord, ...]) -> tuple[FileChange, ...]:
+        """What of the recorded files is not as it was, on this host now."""
+
+
+class TreeDump(Protocol):
+    """CRIU's process for one tree, already started."""
+
+    def run(
+        self,
+        *,
+        root: Pid,
+        images: str,
+        cgroup: str,
+        options: DumpOptions,
+        external_mounts: tuple[ExternalMount, ...],
+        leave_running: bool,
+        before: Callable[[], None],
+        stopped: Callable[[], None],
+    ) -> DumpStatistics:
+        """Dump the tree below `root` into the directory `images`.
+
+        Args:
+            root: The root process.
+            images: An empty directory.
+            cgroup: The cgroup that is, or in `before` will be, frozen.
+            options: What CRIU is told.
+            external_mounts: Mounts that are not saved.
+            leave_running: False lets CRIU kill the tree, with its connections locked, after `stopped`.
+            before: Called when CRIU is ready to begin: the place to freeze.
+            stopped: Called when the images are written and the tasks still stand.
+
+        Raises:
+            DumpFailed: with the cause from CRIU's log; the tasks are as they were.
+        """
+
+    def close(self) -> None:
+        """End CRIU's process, if it still runs; safe to repeat."""
+
+
+class Dumper(Protocol):
+    """Starts CRIU for dumps, and knows its images."""
+
+    def start(self) -> TreeDump:
+        """Start CRIU, so that its start-up is paid before the freeze."""
+
+    def external_mounts(self, root: Pid) -> tuple[ExternalMount, ...]:
+        """The mounts of a tree with its own mount namespace that are taken from the host at restore."""
+
+    def outside_files(self, view: FrozenView) -> tuple[OutsideFile, ...]:
+        """Pipes and terminals that the workload shares with processes outside."""
+
+    def carry(self, images: str, staging: str, view: FrozenView) -> tuple[tuple[CarriedFile, str], ...]:
+        """Copy what CRIU will not keep into `staging`, in the `stopped` call.
+
+        Each file comes with the path of its copy; its content has no chunks yet.
+        """
+
+    def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
+        """Write the freeze's instant into the image set."""
+
+    def timers(self, images: str) -> tuple[PendingTimer, ...]:
+        """The armed timers that CRIU recorded."""
+
+
+class RestorePlan(Protocol):
+    """Nothing but the words of flow/restore.py's RestoreCall that the restorer needs."""
+
+    @property
+    def new_pids(self) -> bool:
+        """Restore into a PID namespace of its own."""
+
+
+class RestoreSession(Protocol):
+    """A restore under way: tasks exist but none of them has run yet; abort() leaves nothing."""
+
+    def add(
+        self,
+        *,
+        tree: Tree,
+        images: str,
+        options: DumpOptions,
+        external_mounts: tuple[ExternalMount, ...],
+        outside_files: tuple[OutsideFile, ...],
+        clocks: ClockTarget | None,
+    ) -> Pid:
+        """Restore one more tree and hold it; gives its root's pid on this host.
+
+        The first tree makes the time namespace, the others join it.
+
+        Raises:
+            RestoreFailed: with the cause from CRIU's log; call abort().
+        """
+
+    def commit(self) -> None:
+        """Let all trees go on. From here on the workload lives, whatever happens to this process."""
+
+    def abort(self) -> None:
+        """Kill and remove everything that was restored; safe to repeat."""
+
+
+class Restorer(Protocol):
+    """Brings trees back."""
+
+    def check_pids(self, trees: tuple[Tree, ...]) -> tuple[str, ...]:
+        """A sentence for every pid that is needed and taken, with the name of the process that has it."""
+
+    def session(
+        self, *, job: JobName, cgroup: str, cgroups: tuple[CgroupRecord, ...], new_pids: bool, attach: bool
+    ) -> RestoreSession:
+        """Prepare the cgroups and the process that will be the parent of what is restored."""
+
+    def put_back(self, carried: tuple[tuple[CarriedFile, str], ...]) -> Callable[[], None]:
+        """Put carried files where they are needed and missing; the answer undoes it."""
+
+
+class StoreWriter(Protocol):
+    """A checkpoint on its way into a store; what is not committed is garbage."""
+
+    def add_file(self, path: str, name: str) -> StoredFile:
+        """Write a file's chunks that the store lacks."""
+
+    def commit(self, checkpoint: Checkpoint) -> CheckpointId:
+        """Make everything durable, then write the manifest, durable when this returns."""
+
+    @property
+    def new_bytes(self) -> ByteCount:
+        """Plain bytes of the chunks that the store had not seen."""
+
+    @property
+    def stored_bytes(self) -> ByteCount:
+        """What the store grew by on disk so far."""
+
+
+class Store(Protocol):
+    """Where checkpoints are kept; every read is verified."""
+
+    @property
+    def place(self) -> str:
+        """How the user named it."""
+
+    def writer(self) -> AbstractContextManager[StoreWriter]:
+        """A writer that holds off every sweep while it lives.
+
+        Raises:
+            StoreUnusable: not writable.
+            NoSpace: full; what was half-written is removed.
+        """
+
+    def resolve(self, ref: str) -> CheckpointId:
+        """The one checkpoint that a REF names.
+
+        Raises:
+            ObjectMissing: none.
+            AmbiguousRef: several.
+        """
+
+    def load(self, checkpoint: CheckpointId) -> StoredCheckpoint:
+        """Read and verify a manifest."""
+
+    def list(self) -> tuple[StoredCheckpoint, ...]:
+        """All checkpoints, oldest first."""
+
+    def fetch(self, file: StoredFile, path: str) -> None:
+        """Write the file's plain bytes to `path`, verified chunk by chunk."""
+
+    def tag(self, checkpoint: CheckpointId, tag: Tag) -> None:
+        """Give the checkpoint a tag; it is taken from the one that had it."""
+
+    def remove(self, checkpoints: tuple[CheckpointId, ...]) -> SweepReport:
+        """Remove the checkpoints and every chunk that nothing refers to any more."""
+
+    def verify(self, checkpoints: tuple[CheckpointId, ...] | None) -> VerifyReport:
+        """Read and check the named checkpoints, or everything."""
+
+
+class Jobs(Protocol):
+    """The jobs of this host."""
+
+    def adopt(self, job: JobName, facts: Mapping[str, str]) -> None:
+        """File a restored workload under its name."""
+
+    def mark_stopped(self, job: JobName, checkpoint: CheckpointId) -> None:
+        """The job was ended by ckpt, and lives on in this checkpoint."""

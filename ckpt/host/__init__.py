@@ -1,0 +1,1 @@
+"""THIS machine: cgroups, /proc, clocks, inodes, CRIU, namespaces."""

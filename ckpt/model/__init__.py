@@ -1,0 +1,1 @@
+"""WHAT a checkpoint is: frozen values, no I/O."""

@@ -1,0 +1,127 @@
+"""A checkpoint: the root value. Everything that a restore needs hangs below it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckpt.model.clocks import Clocks, PendingTimer
+from ckpt.model.inodes import InodeRecord
+from ckpt.model.workload import Workload
+from ckpt.units import ByteCount, CheckpointId, Digest, JobName, Nanoseconds, Pid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """The host that the workload was dumped on."""
+
+    hostname: str
+    kernel: str
+    architecture: str
+    distribution: str
+    cpu_model: str
+    cpu_flags: tuple[str, ...]
+    libc: str
+    criu_version: str
+    ckpt_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpOptions:
+    """What CRIU was told at the dump and must be told again at the restore."""
+
+    tcp_established: bool = False
+    file_locks: bool = True
+    link_remap: bool = True
+    shell_job: bool = False
+    external_unix: bool = False
+    ghost_limit_bytes: ByteCount = ByteCount(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpStatistics:
+    """CRIU's own figures of one dump (stats-dump): durations in nanoseconds, counts of 4 KiB pages."""
+
+    freezing_ns: Nanoseconds
+    frozen_ns: Nanoseconds
+    memory_dump_ns: Nanoseconds
+    memory_write_ns: Nanoseconds
+    pages_scanned: int
+    pages_written: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A piece of a file: the digest and size of its plain bytes."""
+
+    digest: Digest
+    size_bytes: ByteCount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file as its chunks in order; their sizes add up to `size_bytes`. The name has no directory."""
+
+    name: str
+    size_bytes: ByteCount
+    mode: int
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSet:
+    """CRIU's image files of one tree's dump."""
+
+    root: Pid
+    files: tuple[StoredFile, ...]
+    statistics: DumpStatistics
+
+    @property
+    def image_bytes(self) -> ByteCount:
+        """The plain size of all files."""
+        return ByteCount(sum(file.size_bytes for file in self.files))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedFile:
+    """A file that CRIU leaves out but the workload needs: /dev/shm files, hard links kept for link_remap."""
+
+    path: str
+    uid: int
+    gid: int
+    mtime_ns: Nanoseconds
+    content: StoredFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One instant of a workload: image sets, clocks, inodes and host facts.
+
+    `created_ns` is CLOCK_REALTIME at the freeze. `image_sets` are in the order of `workload.trees`.
+    `frozen_ns` is from the freeze of the first task to the thaw of the last.
+    """
+
+    job: JobName | None
+    message: str
+    created_ns: Nanoseconds
+    parent: CheckpointId | None
+    frozen_ns: Nanoseconds
+    dump_ns: Nanoseconds
+    host: HostFacts
+    clocks: Clocks
+    timers: tuple[PendingTimer, ...]
+    options: DumpOptions
+    workload: Workload
+    image_sets: tuple[ImageSet, ...]
+    inodes: tuple[InodeRecord, ...]
+    carried_files: tuple[CarriedFile, ...]
+
+    @property
+    def image_bytes(self) -> ByteCount:
+        """The plain size of all image files."""
+        return ByteCount(sum(images.image_bytes for images in self.image_sets))
+
+    def chunks(self) -> set[Digest]:
+        """The digests of all chunks that this checkpoint refers to."""
+        files = [file for images in self.image_sets for file in images.files]
+        files += [carried.content for carried in self.carried_files]
+        return {chunk.digest for file in files for chunk in file.chunks}

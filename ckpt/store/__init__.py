@@ -1,0 +1,1 @@
+"""WHERE checkpoints are kept: content-addressed, compressed, verified at every read."""
