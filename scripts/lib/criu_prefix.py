@@ -26,7 +26,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import criu_selftest
+from criu_selftest import SelfTestError, prove
 from private_apt import AptError, Deb, PrivateApt
 
 CRIU_VERSION_MIN = "4.2"
@@ -57,7 +57,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         version = install(options.prefix, PrivateApt(options.apt_state))
-    except (PrefixError, AptError, OSError, subprocess.SubprocessError) as error:
+    except (PrefixError, SelfTestError, AptError, OSError, subprocess.SubprocessError) as error:
         print(error)
         return 1
     print(f"CRIU {version} in {options.prefix}")
@@ -69,7 +69,8 @@ def install(prefix: Path, apt: PrivateApt) -> str:
 
     Raises:
         AptError: it could not be downloaded and verified.
-        PrefixError: it is not complete, or it does not work here; what stood in `prefix` stays.
+        SelfTestError: it does not work here; what stood in `prefix` stays.
+        PrefixError: the packages are not what they were, so it cannot be put together.
     """
     apt.open_suite_with("criu", CRIU_VERSION_MIN)
     debs = apt.download_closure("criu")
@@ -81,8 +82,7 @@ def install(prefix: Path, apt: PrivateApt) -> str:
         _unpack(debs, unpacked)
         _assemble(unpacked, new)
         (new / "MANIFEST").write_text(_manifest(debs))
-        if criu_selftest.test(str(new / "bin" / "criu")) != 0:
-            raise PrefixError("the downloaded CRIU does not work on this kernel")
+        prove(str(new / "bin" / "criu"))
         _put_in_place(new, prefix)
     finally:
         for leftover in (new, unpacked):

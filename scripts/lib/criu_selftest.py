@@ -48,22 +48,45 @@ def main(arguments: list[str]) -> int:
 
 
 def test(criu: str) -> int:
-    """Dump, kill, restore and question a process with `criu`; print the verdict in one sentence."""
+    """Print the verdict on `criu` in one sentence; return the exit code that says the same."""
     started = time.monotonic()
     try:
-        version = version_of(criu)
-        dump_and_restore(criu)
-    except (SelfTestError, OSError) as error:
-        print(f"{criu} does not work on kernel {os.uname().release}: {error}")
+        version = prove(criu)
+    except SelfTestError as error:
+        print(error)
         return 1
-    print(
-        f"{criu} {version} works: it dumped and restored a listening process in "
-        f"{time.monotonic() - started:.2f} s"
-    )
+    taken_s = time.monotonic() - started
+    print(f"{criu} {version} works: it dumped and restored a listening process in {taken_s:.2f} s")
     return 0
 
 
-def version_of(criu: str) -> str:
+def prove(criu: str) -> str:
+    """Take one process of our own through dump, kill and restore by `criu`; return its version.
+
+    Raises:
+        SelfTestError: a step failed, took too long, or the process did not go on.
+    """
+    try:
+        version = _version(criu)
+        with tempfile.TemporaryDirectory(prefix="ckpt-selftest-") as folder, _orphans_reaped():
+            _dump_and_restore(criu, folder)
+    except (SelfTestError, OSError) as error:
+        raise SelfTestError(f"{criu} does not work on kernel {os.uname().release}: {error}") from error
+    return version
+
+
+def run_subject(listener: socket.socket) -> int:
+    """Be the process that is dumped: count, and tell the count to everyone who connects."""
+    count = 0
+    while True:
+        count += 1
+        if select.select([listener], [], [], 0.002)[0]:
+            connection, _ = listener.accept()
+            connection.sendall(str(count).encode())
+            connection.close()
+
+
+def _version(criu: str) -> str:
     """The version that `criu --version` prints."""
     command = [criu, "--version"]
     try:
@@ -76,33 +99,16 @@ def version_of(criu: str) -> str:
     return found[1]
 
 
-def dump_and_restore(criu: str) -> None:
-    """Take one process of our own through dump, kill and restore.
-
-    Raises:
-        SelfTestError: a step failed, took too long, or the process did not go on.
-    """
-    with tempfile.TemporaryDirectory(prefix="ckpt-selftest-") as folder, _orphans_reaped():
-        subject, port = _start_subject()
-        before = _ask(port)
-        _criu(criu, "dump", folder, "--tree", str(subject.pid), "--network-lock", "nftables")
-        _reap(subject)
-        _criu(criu, "restore", folder, "--restore-detached")
-        after = _ask(port)
-        later = _ask(port)
-        if not before < after < later:
-            raise SelfTestError(f"the restored process did not go on counting: {before}, {after}, {later}")
-
-
-def run_subject(listener: socket.socket) -> int:
-    """Be the process that is dumped: count, and tell the count to everyone who connects."""
-    count = 0
-    while True:
-        count += 1
-        if select.select([listener], [], [], 0.002)[0]:
-            connection, _ = listener.accept()
-            connection.sendall(str(count).encode())
-            connection.close()
+def _dump_and_restore(criu: str, folder: str) -> None:
+    subject, port = _start_subject()
+    before = _ask(port)
+    _criu(criu, "dump", folder, "--tree", str(subject.pid), "--network-lock", "nftables")
+    _reap(subject)
+    _criu(criu, "restore", folder, "--restore-detached")
+    after = _ask(port)
+    later = _ask(port)
+    if not before < after < later:
+        raise SelfTestError(f"the restored process did not go on counting: {before}, {after}, {later}")
 
 
 def _start_subject() -> tuple[subprocess.Popen[bytes], int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 SUITES = ("forky", "sid")
 
 _COMMAND_TIMEOUT_S = 600
+_COMPLAINT_CHARACTERS_MAX = 200
 
 
 class AptError(Exception):
@@ -69,7 +71,10 @@ class PrivateApt:
                     chosen.write_text(f"{suite}\n")
                     return suite
                 refusals.append(f"{suite} has {package} {found}")
-        raise AptError(f"no Debian suite has {package} {version_min} or newer: " + "; ".join(refusals))
+        raise AptError(
+            f"apt finds no {package} {version_min} or newer ({'; '.join(refusals)}): "
+            "it must reach a mirror with all of Debian's suites"
+        )
 
     def download_closure(self, package: str) -> list[Deb]:
         """Download `package` and all that it depends on, without recommendations, sorted by name."""
@@ -137,15 +142,23 @@ def upstream_version(version: str) -> str:
 
 def _mirrors() -> list[str]:
     """The mirrors of this machine's apt, the one of its own release first."""
+    mirrors = _known_mirrors()
+    if not mirrors:
+        # apt names only mirrors whose indexes it has; a fresh image may come without any.
+        _run(["apt-get", "update"])
+        mirrors = _known_mirrors()
+    if not mirrors:
+        raise AptError('this machine\'s apt reaches no Debian mirror: see what "apt-get update" says')
+    return mirrors
+
+
+def _known_mirrors() -> list[str]:
     wanted = ["--format", "$(RELEASE) $(SITE)", "Created-By: Packages", "Component: main"]
     listed = _run(["apt-get", "indextargets", *wanted])
     codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     pairs = [line.split(" ", 1) for line in listed.splitlines() if " " in line]
     pairs.sort(key=lambda pair: pair[0] != codename)
-    mirrors = list(dict.fromkeys(site for _, site in pairs))
-    if not mirrors:
-        raise AptError("this machine's apt has no Debian mirror: add one to /etc/apt/sources.list")
-    return mirrors
+    return list(dict.fromkeys(site for _, site in pairs))
 
 
 def _native_architecture() -> str:
@@ -174,6 +187,8 @@ def _run(command: list[str], cwd: Path | None = None) -> str:
         timeout=_COMMAND_TIMEOUT_S,
     )
     if done.returncode != 0:
-        complaint = " ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-3:])
-        raise AptError(f"{command[0]} said: {complaint}")
+        print(textwrap.indent(done.stdout + done.stderr, "  "), end="", flush=True)
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+        complaint = next((line for line in said if line.startswith("E: ")), said[-1])
+        raise AptError(f"{command[0]} said {complaint[:_COMPLAINT_CHARACTERS_MAX]!r}")
     return done.stdout
