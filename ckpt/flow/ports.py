@@ -5,8 +5,9 @@ Rule: nothing here is specific to CRIU's RPC, to a cgroup version, or to how a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from ckpt.model.checkpoint import (
@@ -48,6 +49,9 @@ class Operation(Protocol):
     def staging(self) -> str:
         """An empty directory on disk, removed with the operation."""
 
+    def note_phase(self, phase: str) -> None:
+        """Note how far the operation has come."""
+
     def guard(self) -> None:
         """Start the guardian: if this process dies before end(), it undoes what was noted, at once."""
 
@@ -75,8 +79,8 @@ class Freezer(Protocol):
             FreezeTimeout: not frozen in time, and thawed again; names the tasks and what they wait in.
         """
 
-    def freeze_again(self) -> None:
-        """After CRIU has run on the frozen cgroup: freeze what it left thawed, if it did."""
+    def is_frozen(self) -> bool:
+        """Whether the kernel says that every task of the cgroup is stopped."""
 
     def thaw(self) -> None:
         """Let every task go on; safe to repeat."""
@@ -202,19 +206,28 @@ class TreeDump(Protocol):
 class Dumper(Protocol):
     """Starts CRIU for dumps, and knows its images."""
 
-    def start(self) -> TreeDump:
+    def start(self, operation: Operation) -> TreeDump:
         """Start CRIU, so that its start-up is paid before the freeze."""
 
-    def external_mounts(self, root: Pid) -> tuple[ExternalMount, ...]:
+    def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:
         """The mounts of a tree with its own mount namespace that are taken from the host at restore."""
 
     def outside_files(self, view: FrozenView) -> tuple[OutsideFile, ...]:
         """Pipes and terminals that the workload shares with processes outside."""
 
-    def carry(self, images: str, staging: str, view: FrozenView) -> tuple[tuple[CarriedFile, str], ...]:
+    def carry(
+        self, images: str, staging: str, view: FrozenView, tree: Tree
+    ) -> tuple[tuple[CarriedFile, str], ...]:
         """Copy what CRIU will not keep into `staging`, in the `stopped` call.
 
         Each file comes with the path of its copy; its content has no chunks yet.
+        """
+
+    def image_files(self, images: str) -> tuple[str, ...]:
+        """The names of the files that belong to the image set, sorted.
+
+        Raises:
+            DumpFailed: the set is not complete.
         """
 
     def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
@@ -224,12 +237,19 @@ class Dumper(Protocol):
         """The armed timers that CRIU recorded."""
 
 
-class RestorePlan(Protocol):
-    """Nothing but the words of flow/restore.py's RestoreCall that the restorer needs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestorePlace:
+    """Where a workload is restored to.
 
-    @property
-    def new_pids(self) -> bool:
-        """Restore into a PID namespace of its own."""
+    `cgroup` is an absolute path, or "" for one of our own that is named after the job. With `new_pids`
+    the trees get a PID namespace of their own. With `attach` their output goes to this process's.
+    """
+
+    job: JobName
+    cgroup: str
+    cgroups: tuple[CgroupRecord, ...]
+    new_pids: bool
+    attach: bool
 
 
 class RestoreSession(Protocol):
@@ -247,14 +267,18 @@ class RestoreSession(Protocol):
     ) -> Pid:
         """Restore one more tree and hold it; gives its root's pid on this host.
 
-        The first tree makes the time namespace, the others join it.
+        Trees whose clocks agreed share one time namespace; `clocks` None leaves them the host's.
 
         Raises:
             RestoreFailed: with the cause from CRIU's log; call abort().
         """
 
-    def commit(self) -> None:
-        """Let all trees go on. From here on the workload lives, whatever happens to this process."""
+    @property
+    def cgroup(self) -> str:
+        """The absolute path of the cgroup that the workload is restored into."""
+
+    def commit(self, checkpoint: CheckpointId) -> None:
+        """Let all trees go on, and file the workload as a job that came from `checkpoint`. From here on the workload lives, whatever happens to this process."""
 
     def abort(self) -> None:
         """Kill and remove everything that was restored; safe to repeat."""
@@ -266,10 +290,12 @@ class Restorer(Protocol):
     def check_pids(self, trees: tuple[Tree, ...]) -> tuple[str, ...]:
         """A sentence for every pid that is needed and taken, with the name of the process that has it."""
 
-    def session(
-        self, *, job: JobName, cgroup: str, cgroups: tuple[CgroupRecord, ...], new_pids: bool, attach: bool
-    ) -> RestoreSession:
-        """Prepare the cgroups and the process that will be the parent of what is restored."""
+    def session(self, place: RestorePlace, operation: Operation) -> RestoreSession:
+        """Prepare the cgroups and the process that will be the parent of what is restored.
+
+        Raises:
+            WrongState: the job runs, or the cgroup holds processes.
+        """
 
     def put_back(self, carried: tuple[tuple[CarriedFile, str], ...]) -> Callable[[], None]:
         """Put carried files where they are needed and missing; the answer undoes it."""
@@ -337,9 +363,6 @@ class Store(Protocol):
 
 class Jobs(Protocol):
     """The jobs of this host."""
-
-    def adopt(self, job: JobName, facts: Mapping[str, str]) -> None:
-        """File a restored workload under its name."""
 
     def mark_stopped(self, job: JobName, checkpoint: CheckpointId) -> None:
         """The job was ended by ckpt, and lives on in this checkpoint."""

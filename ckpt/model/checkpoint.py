@@ -69,11 +69,14 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSet:
-    """CRIU's image files of one tree's dump."""
+    """CRIU's image files of one tree's dump.
+
+    `statistics` is None where the checkpoint was durable before CRIU had finished and counted.
+    """
 
     root: Pid
     files: tuple[StoredFile, ...]
-    statistics: DumpStatistics
+    statistics: DumpStatistics | None
 
     @property
     def image_bytes(self) -> ByteCount:

@@ -1,0 +1,345 @@
+"""Checkpoint a workload: freeze, dump every tree under one freeze, thaw, store; kill only what is durable.
+
+Rules:
+  D1  Nothing slow happens between freeze and thaw but CRIU itself: digests, compression and fsync come after.
+  D2  Every undo is registered, and noted in the journal, before the step that it undoes.
+  D3  A workload is killed only when its checkpoint is durable in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from ckpt.errors import DumpFailed, NoSuchTarget, ObjectMissing, WrongState
+from ckpt.flow.ports import (
+    Clock,
+    Dumper,
+    Freezer,
+    FrozenView,
+    Inspector,
+    Jobs,
+    Operation,
+    Operations,
+    Store,
+    StoreWriter,
+    Survey,
+    Targets,
+    TreeDump,
+)
+from ckpt.flow.undo import Undo
+from ckpt.model.checkpoint import CarriedFile, Checkpoint, DumpOptions, DumpStatistics, ImageSet
+from ckpt.model.reports import DumpReport
+from ckpt.model.target import Target, TargetRef
+from ckpt.model.workload import ExternalMount, Tree
+from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid, Tag
+
+ATTEMPTS_MAX: Final = 3
+"""How often a dump begins anew when a tree's root ended between the look-up and the freeze."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpCall:
+    """What the user asked for. `job` None takes the target's own name, if it has one."""
+
+    target: TargetRef
+    job: JobName | None
+    tags: tuple[Tag, ...]
+    message: str
+    stop: bool
+    options: DumpOptions
+    freeze_timeout: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpPorts:
+    """The outside things that a dump needs."""
+
+    clock: Clock
+    operations: Operations
+    targets: Targets
+    inspector: Inspector
+    dumper: Dumper
+    store: Store
+    jobs: Jobs
+
+
+def dump(call: DumpCall, ports: DumpPorts) -> DumpReport:
+    """Take a checkpoint of the target and store it.
+
+    Raises:
+        NoSuchTarget, CannotCheckpoint, Locked: nothing was touched.
+        FreezeTimeout, DumpFailed, StoreError, NoSpace: the workload runs on, and nothing half-written remains.
+    """
+    began = ports.clock.stopwatch()
+    target = ports.targets.resolve(call.target)
+    with ports.targets.lock(target), ports.store.writer() as writer, Undo("the dump") as undo:
+        operation = ports.operations.begin(f"dump of {target.ref}")
+        undo.always("end the operation", operation.end)
+        freezer = ports.targets.freezer(target, operation)
+        undo.always("put the processes back", freezer.release)
+        undo.always("thaw the workload", freezer.thaw)
+        operation.guard()
+        freezer.gather()
+
+        job = call.job or target.job
+        parent = _newest_of(job, ports.store)
+        one = _Dump(call, ports, target, operation, freezer, writer, job, parent)
+        one.take()
+        if one.kept is None:
+            if not call.stop:
+                freezer.thaw()
+                one.thawed()
+            one.keep()
+        assert one.kept is not None
+        if call.stop:
+            freezer.kill()
+            operation.note_phase("killed")
+            if target.job is not None:
+                ports.jobs.mark_stopped(target.job, one.kept.id)
+    return DumpReport(
+        id=one.kept.id,
+        checkpoint=one.kept.checkpoint,
+        total_ns=Nanoseconds(ports.clock.stopwatch() - began),
+        new_bytes=writer.new_bytes,
+        stored_bytes=writer.stored_bytes,
+        stopped=call.stop,
+        warnings=one.warnings,
+    )
+
+
+def _newest_of(job: JobName | None, store: Store) -> CheckpointId | None:
+    """The job's newest checkpoint in this store: the parent of the next one."""
+    if job is None:
+        return None
+    try:
+        return store.resolve(f"{job}@latest")
+    except ObjectMissing:
+        return None
+
+
+class _RootEndedError(Exception):
+    """The root that CRIU was pointed at was gone when the freeze came."""
+
+
+@dataclass(slots=True)
+class _TreeImages:
+    """What the dump of one tree left in the staging directory."""
+
+    tree: Tree
+    directory: str
+    statistics: DumpStatistics | None = None
+    carried: tuple[tuple[CarriedFile, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """A checkpoint that is durable."""
+
+    id: CheckpointId
+    checkpoint: Checkpoint
+
+
+@dataclass(slots=True)
+class _Dump:
+    """One dump on its way: take() freezes and dumps, keep() stores."""
+
+    call: DumpCall
+    ports: DumpPorts
+    target: Target
+    operation: Operation
+    freezer: Freezer
+    writer: StoreWriter
+    job: JobName | None
+    parent: CheckpointId | None
+
+    kept: _Kept | None = None
+    warnings: tuple[str, ...] = ()
+    view: FrozenView | None = None
+    images: list[_TreeImages] = field(default_factory=list)
+    mounts: dict[Pid, tuple[ExternalMount, ...]] = field(default_factory=dict)
+    froze_at: Nanoseconds = Nanoseconds(0)
+    frozen_ns: Nanoseconds = Nanoseconds(0)
+    dump_ns: Nanoseconds = Nanoseconds(0)
+
+    @property
+    def _hold(self) -> bool:
+        """Whether CRIU itself must kill the tree.
+
+        Connections that are to be restored may not see the FIN of a killed task: CRIU keeps them locked only
+        if it ends the tree itself, so the checkpoint is made durable while CRIU waits.
+        """
+        return self.call.stop and self.call.options.tcp_established
+
+    def take(self) -> None:
+        """Freeze the workload and dump every tree of it under that one freeze."""
+        for attempt in range(ATTEMPTS_MAX):
+            survey = self.ports.inspector.survey(self.target)
+            self.warnings = survey.warnings
+            self.mounts = {tree.root: self.ports.dumper.external_mounts(tree) for tree in survey.trees}
+            started = [self.ports.dumper.start(self.operation) for _ in survey.trees]
+            try:
+                self._dump_trees(survey, started)
+            except _RootEndedError:
+                self.freezer.thaw()
+                if attempt == ATTEMPTS_MAX - 1:
+                    raise WrongState(
+                        subject=str(self.target.ref),
+                        state="replacing its root process all the time",
+                        operation="a dump",
+                        needed="to keep it for a moment",
+                    ) from None
+            else:
+                return
+            finally:
+                for tree_dump in started:
+                    tree_dump.close()
+
+    def thawed(self) -> None:
+        """Note that the last task goes on."""
+        self.frozen_ns = Nanoseconds(self.ports.clock.stopwatch() - self.froze_at)
+        self.operation.note_phase("thawed")
+
+    def keep(self) -> None:
+        """Store what was dumped; durable when this returns."""
+        view, ports = self._view, self.ports
+        for images in self.images:
+            offsets = images.tree.time_offsets
+            ports.dumper.set_instant(
+                images.directory,
+                Nanoseconds(view.clocks.monotonic_ns + offsets.monotonic_ns),
+                Nanoseconds(view.clocks.boottime_ns + offsets.boottime_ns),
+            )
+        checkpoint = self._describe(view)
+        self.operation.note_phase("stored")
+        self.kept = _Kept(id=self.writer.commit(checkpoint), checkpoint=checkpoint)
+        self.operation.note_phase("durable")
+        for tag in self.call.tags:
+            ports.store.tag(self.kept.id, tag)
+
+    @property
+    def _view(self) -> FrozenView:
+        assert self.view is not None
+        return self.view
+
+    def _dump_trees(self, survey: Survey, started: list[TreeDump]) -> None:
+        first_root = survey.trees[0].root
+
+        def freeze() -> None:
+            self._freeze(survey)
+            if first_root not in [tree.root for tree in self._view.trees]:
+                raise _RootEndedError
+
+        self._dump_tree(first_root, started[0], freeze)
+        others = [tree.root for tree in self._view.trees if tree.root != first_root]
+        for index, root in enumerate(others, start=1):
+            if index == len(started):
+                started.append(self.ports.dumper.start(self.operation))
+            self._dump_tree(root, started[index], self._still_frozen)
+        if not self._hold:
+            self._still_frozen()
+        self.operation.note_phase("dumped")
+
+    def _freeze(self, survey: Survey) -> None:
+        self.operation.note_phase("freezing")
+        self.froze_at = self.ports.clock.stopwatch()
+        self.freezer.freeze(self.call.freeze_timeout)
+        self.operation.note_phase("frozen")
+        self.view = self.ports.inspector.confirm(
+            survey, self.freezer.cgroup, tcp_established=self.call.options.tcp_established
+        )
+        if not self.view.trees:
+            raise NoSuchTarget(
+                kind="process in", name=str(self.target.ref), remedy="It ended while it was being frozen."
+            )
+        if self._hold and len(self.view.trees) > 1:
+            raise DumpFailed(
+                cause=f"{len(self.view.trees)} trees with --stop and --tcp-established: their connections "
+                "cannot all stay locked while the trees end one after another",
+                remedy="Checkpoint without --tcp-established, or each tree by --pid.",
+            )
+
+    def _still_frozen(self) -> None:
+        # CRIU thaws the cgroup under ptrace and freezes it again; had it failed to, tasks of the other
+        # trees would have run on, and the trees would not be of one instant.
+        if not self.freezer.is_frozen():
+            raise DumpFailed(
+                cause="the cgroup did not stay frozen under CRIU, so the trees are not of one instant",
+                remedy="Try again; if it happens again, run 'ckpt doctor' and report CRIU's version.",
+            )
+
+    def _dump_tree(self, root: Pid, tree_dump: TreeDump, before: Callable[[], None]) -> None:
+        directory = f"{self.operation.staging}/{root}"
+
+        clock = self.ports.clock
+        began = clock.stopwatch()
+
+        def stopped() -> None:
+            self.dump_ns = Nanoseconds(self.dump_ns + clock.stopwatch() - began)
+            tree = next(tree for tree in self._view.trees if tree.root == root)
+            images = _TreeImages(tree=tree, directory=directory)
+            images.carried = self.ports.dumper.carry(directory, self.operation.staging, self._view, tree)
+            self.images.append(images)
+            self.operation.note_phase("written")
+            if self._hold:
+                self.thawed()
+                self.keep()
+
+        statistics = tree_dump.run(
+            root=root,
+            images=directory,
+            cgroup=self.freezer.cgroup,
+            options=self.call.options,
+            external_mounts=self.mounts.get(root, ()),
+            leave_running=not self._hold,
+            before=before,
+            stopped=stopped,
+        )
+        self.images[-1].statistics = statistics
+
+    def _describe(self, view: FrozenView) -> Checkpoint:
+        ports = self.ports
+        workload = ports.inspector.describe(view, self.target)
+        workload = replace(
+            workload,
+            external_mounts=tuple(
+                {mount.key: mount for mounts in self.mounts.values() for mount in mounts}.values()
+            ),
+            outside_files=ports.dumper.outside_files(view),
+        )
+        if self.call.stop:
+            self.frozen_ns = Nanoseconds(ports.clock.stopwatch() - self.froze_at)
+        return Checkpoint(
+            job=self.job,
+            message=self.call.message,
+            created_ns=view.clocks.realtime_ns,
+            parent=self.parent,
+            frozen_ns=self.frozen_ns,
+            dump_ns=self.dump_ns,
+            host=ports.inspector.host_facts(),
+            clocks=view.clocks,
+            timers=tuple(timer for images in self.images for timer in ports.dumper.timers(images.directory)),
+            options=self.call.options,
+            workload=workload,
+            image_sets=tuple(self._store_images(images) for images in self.images),
+            inodes=ports.inspector.inodes(view),
+            carried_files=tuple(
+                replace(
+                    carried,
+                    content=replace(
+                        self.writer.add_file(copy, carried.content.name), mode=carried.content.mode
+                    ),
+                )
+                for images in self.images
+                for carried, copy in images.carried
+            ),
+        )
+
+    def _store_images(self, images: _TreeImages) -> ImageSet:
+        names = self.ports.dumper.image_files(images.directory)
+        return ImageSet(
+            root=images.tree.root,
+            files=tuple(self.writer.add_file(f"{images.directory}/{name}", name) for name in names),
+            statistics=images.statistics,
+        )

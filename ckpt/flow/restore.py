@@ -1,0 +1,191 @@
+"""Restore a checkpoint: verify everything, restore every tree and hold it, then let all go on at once.
+
+Rules:
+  R1  Nothing is started before every byte has been fetched and verified and the files have been compared.
+  R2  No tree runs before all trees are restored; a failure before that leaves nothing.
+  R3  commit() is the only point of no return.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ckpt.errors import FilesChanged, HostMismatch
+from ckpt.flow.ports import (
+    Clock,
+    Inspector,
+    Operation,
+    Operations,
+    RestorePlace,
+    Restorer,
+    RestoreSession,
+    Store,
+)
+from ckpt.flow.undo import Undo
+from ckpt.model.checkpoint import Checkpoint, ImageSet
+from ckpt.model.clocks import TimePolicy, clocks_at_restore
+from ckpt.model.inodes import IDENTITY_DIFFERENCES, FileChange, InodePolicy
+from ckpt.model.reports import RestoreReport
+from ckpt.model.workload import Tree
+from ckpt.units import JobName, Nanoseconds, Pid
+
+REASONS_MAX: Final = 20
+"""How many changed files one error names; the count is always given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreCall:
+    """What the user asked for. `job` None takes the checkpoint's own; `cgroup` "" one named after the job."""
+
+    ref: str
+    job: JobName | None
+    time: TimePolicy
+    inodes: InodePolicy
+    new_pids: bool
+    cgroup: str
+    attach: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestorePorts:
+    """The outside things that a restore needs."""
+
+    clock: Clock
+    operations: Operations
+    inspector: Inspector
+    restorer: Restorer
+    store: Store
+
+
+def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
+    """Bring a checkpoint back.
+
+    Raises:
+        ObjectMissing, ObjectCorrupt: the checkpoint is not there, or not whole.
+        FilesChanged: files are not as recorded, and the inode policy forbids that.
+        HostMismatch: pids are taken; names who has them.
+        RestoreFailed: CRIU refused; nothing was left running.
+    """
+    clock = ports.clock
+    began = clock.stopwatch()
+    checkpoint_id = ports.store.resolve(call.ref)
+    checkpoint = ports.store.load(checkpoint_id).checkpoint
+    changes, warnings = _judge_files(call, checkpoint, ports.inspector)
+    with Undo("the restore") as undo:
+        operation = ports.operations.begin(f"restore of {checkpoint_id[:12]}")
+        undo.always("end the operation", operation.end)
+        _fetch(checkpoint, operation, ports.store)
+        _check_pids(call, checkpoint, ports.restorer)
+        carried = tuple(
+            (file, f"{operation.staging}/carried-{number}")
+            for number, file in enumerate(checkpoint.carried_files)
+        )
+        operation.guard()
+        undo.on_failure("remove what was put back", ports.restorer.put_back(carried))
+        place = RestorePlace(
+            job=call.job or checkpoint.job or JobName(checkpoint_id[:12]),
+            cgroup=call.cgroup,
+            cgroups=checkpoint.workload.cgroups,
+            new_pids=call.new_pids,
+            attach=call.attach,
+        )
+        restore_began = clock.stopwatch()
+        session = ports.restorer.session(place, operation)
+        undo.on_failure("remove what was restored", session.abort)
+        pids = _add_trees(call, checkpoint, session, operation, clock)
+        operation.note_phase("restored")
+        session.commit(checkpoint_id)
+        restore_ns = Nanoseconds(clock.stopwatch() - restore_began)
+    return RestoreReport(
+        id=checkpoint_id,
+        job=place.job,
+        pid=pids[0],
+        pids=pids,
+        cgroup=session.cgroup,
+        restore_ns=restore_ns,
+        total_ns=Nanoseconds(clock.stopwatch() - began),
+        file_changes=changes,
+        warnings=warnings,
+    )
+
+
+def _judge_files(
+    call: RestoreCall, checkpoint: Checkpoint, inspector: Inspector
+) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
+    """Compare the files with the recorded ones and apply the policy: what changed, and what to tell."""
+    if call.inodes is InodePolicy.IGNORE:
+        return (), ()
+    changes = inspector.differences(checkpoint.inodes)
+    forbidden = [
+        change
+        for change in changes
+        if call.inodes is InodePolicy.VERIFY or change.difference not in IDENTITY_DIFFERENCES
+    ]
+    if forbidden:
+        raise FilesChanged(
+            ref=call.ref,
+            count=len({change.path for change in forbidden}),
+            reasons=tuple(str(change) for change in forbidden[:REASONS_MAX]),
+            remedy="Put the files back as they were, or restore with --inodes ignore at your own risk.",
+        )
+    moved = sorted({change.path for change in changes})
+    if not moved:
+        return (), ()
+    named = ", ".join(moved[:3]) + (" …" if len(moved) > 3 else "")
+    return changes, (
+        f"{len(moved)} file(s) have another inode than the workload saw, and it will see the new one: {named}",
+    )
+
+
+def _fetch(checkpoint: Checkpoint, operation: Operation, store: Store) -> None:
+    """Bring every byte that the restore needs into the staging directory, verified."""
+    for images in checkpoint.image_sets:
+        for file in images.files:
+            store.fetch(file, f"{_directory(operation, images)}/{file.name}")
+    for number, carried in enumerate(checkpoint.carried_files):
+        store.fetch(carried.content, f"{operation.staging}/carried-{number}")
+    operation.note_phase("fetched")
+
+
+def _directory(operation: Operation, images: ImageSet) -> str:
+    return f"{operation.staging}/{images.root}"
+
+
+def _check_pids(call: RestoreCall, checkpoint: Checkpoint, restorer: Restorer) -> None:
+    """Refuse when a pid that must come back belongs to somebody else."""
+    if call.new_pids:
+        return
+    taken = restorer.check_pids(checkpoint.workload.trees)
+    if taken:
+        raise HostMismatch(
+            ref=call.ref,
+            reasons=taken,
+            remedy="End the process that has the pid, or restore with --pids new.",
+        )
+
+
+def _add_trees(
+    call: RestoreCall,
+    checkpoint: Checkpoint,
+    session: RestoreSession,
+    operation: Operation,
+    clock: Clock,
+) -> tuple[Pid, ...]:
+    """Restore and hold every tree; gives the roots' pids on this host in the order of the trees."""
+    by_root: dict[Pid, Tree] = {tree.root: tree for tree in checkpoint.workload.trees}
+    realtime = clock.realtime()
+    pids = []
+    for images in checkpoint.image_sets:
+        tree = by_root[images.root]
+        pids.append(
+            session.add(
+                tree=tree,
+                images=_directory(operation, images),
+                options=checkpoint.options,
+                external_mounts=checkpoint.workload.external_mounts,
+                outside_files=checkpoint.workload.outside_files,
+                clocks=clocks_at_restore(call.time, checkpoint.clocks, tree.time_offsets, realtime),
+            )
+        )
+    return tuple(pids)
