@@ -1,0 +1,383 @@
+"""A world without a machine: every port of the flows, one journal, and a place where it fails when told.
+
+What the fakes keep is what the flows promise about: whether the workload stands still, is alive, where its
+processes are, and what is durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fakes.values import CLOCKS, HOST, a_tree, an_image_file
+
+from ckpt.errors import DumpFailed, NoSpace, ObjectMissing, RestoreFailed
+from ckpt.flow.ports import RestorePlace
+from ckpt.model.checkpoint import CarriedFile, Checkpoint, DumpOptions, DumpStatistics, HostFacts, StoredFile
+from ckpt.model.clocks import Clocks, ClockTarget, PendingTimer
+from ckpt.model.inodes import FileChange, InodeRecord
+from ckpt.model.reports import StoredCheckpoint
+from ckpt.model.target import Target, TargetRef
+from ckpt.model.workload import ExternalMount, OutsideFile, Tree, Workload
+from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid, Tag
+
+
+class InjectedError(Exception):
+    """The failure that a test asked for; no part of ckpt knows it."""
+
+
+@dataclass
+class World:
+    """The machine's state and the journal of every step that was taken on it."""
+
+    trees: tuple[Tree, ...] = field(default_factory=lambda: (a_tree(100), a_tree(200)))
+    journal: list[str] = field(default_factory=list)
+    fail_at: str | None = None
+    frozen: bool = False
+    alive: bool = True
+    gathered: bool = False
+    operations: int = 0
+    manifests: dict[CheckpointId, Checkpoint] = field(default_factory=dict)
+    tags: dict[Tag, CheckpointId] = field(default_factory=dict)
+    criu_running: int = 0
+    half_restored: int = 0
+    restored: int = 0
+    put_back: bool = False
+    changes: tuple[FileChange, ...] = ()
+    taken_pids: tuple[str, ...] = ()
+    roots_replaced: int = 0
+    time: int = 0
+
+    def step(self, name: str) -> None:
+        """Write the step into the journal, and fail if this is the place."""
+        self.journal.append(name)
+        self.time += 1_000_000
+        if name == self.fail_at:
+            raise InjectedError(name)
+
+
+class FakeClock:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def read(self) -> Clocks:
+        return CLOCKS
+
+    def realtime(self) -> Nanoseconds:
+        return Nanoseconds(CLOCKS.realtime_ns + 5_000_000_000)
+
+    def stopwatch(self) -> Nanoseconds:
+        return Nanoseconds(self.world.time)
+
+
+class FakeOperation:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        world.operations += 1
+
+    @property
+    def staging(self) -> str:
+        return "/staging"
+
+    def note_phase(self, phase: str) -> None:
+        self.world.step(f"phase {phase}")
+
+    def guard(self) -> None:
+        self.world.step("guard")
+
+    def end(self) -> None:
+        self.world.operations -= 1
+
+
+class FakeOperations:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def begin(self, what: str) -> FakeOperation:
+        self.world.step("begin")
+        return FakeOperation(self.world)
+
+
+class FakeFreezer:
+    cgroup = "/cgroup/of/workload"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def gather(self) -> None:
+        self.world.gathered = True
+        self.world.step("gather")
+
+    def release(self) -> None:
+        self.world.gathered = False
+
+    def freeze(self, timeout: Nanoseconds) -> None:
+        self.world.frozen = True
+        self.world.step("freeze")
+
+    def is_frozen(self) -> bool:
+        return self.world.frozen
+
+    def thaw(self) -> None:
+        self.world.journal.append("thaw")
+        self.world.frozen = False
+
+    def kill(self) -> None:
+        self.world.step("kill")
+        self.world.alive = False
+
+
+class FakeTargets:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def resolve(self, ref: TargetRef) -> Target:
+        self.world.step("resolve")
+        return Target(
+            ref=ref,
+            cgroup="/cgroup/of/workload",
+            roots=tuple(tree.root for tree in self.world.trees),
+            job=JobName("web"),
+        )
+
+    @contextmanager
+    def lock(self, target: Target) -> Iterator[None]:
+        self.world.step("lock")
+        yield
+
+    def freezer(self, target: Target, operation: FakeOperation) -> FakeFreezer:
+        return FakeFreezer(self.world)
+
+
+@dataclass
+class FakeView:
+    trees: tuple[Tree, ...]
+    clocks: Clocks = CLOCKS
+    warnings: tuple[str, ...] = ()
+
+
+class FakeInspector:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def survey(self, target: Target) -> FakeView:
+        self.world.step("survey")
+        if self.world.roots_replaced:
+            self.world.roots_replaced -= 1
+            return FakeView((a_tree(99), *self.world.trees))
+        return FakeView(self.world.trees)
+
+    def confirm(self, survey: FakeView, cgroup: str, *, tcp_established: bool) -> FakeView:
+        assert self.world.frozen
+        self.world.step("confirm")
+        return FakeView(self.world.trees)
+
+    def describe(self, view: FakeView, target: Target) -> Workload:
+        self.world.step("describe")
+        return Workload(
+            kind=target.ref.kind,
+            cgroup=target.cgroup,
+            trees=view.trees,
+            cgroups=(),
+            external_mounts=(),
+            outside_files=(),
+        )
+
+    def inodes(self, view: FakeView) -> tuple[InodeRecord, ...]:
+        self.world.step("inodes")
+        return ()
+
+    def host_facts(self) -> HostFacts:
+        return HOST
+
+    def differences(self, inodes: tuple[InodeRecord, ...]) -> tuple[FileChange, ...]:
+        self.world.step("compare files")
+        return self.world.changes
+
+
+STATISTICS = DumpStatistics(
+    freezing_ns=Nanoseconds(1),
+    frozen_ns=Nanoseconds(2),
+    memory_dump_ns=Nanoseconds(3),
+    memory_write_ns=Nanoseconds(4),
+    pages_scanned=5,
+    pages_written=6,
+)
+
+
+class FakeTreeDump:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.open = True
+        world.criu_running += 1
+
+    def run(
+        self,
+        *,
+        root: Pid,
+        images: str,
+        cgroup: str,
+        options: DumpOptions,
+        external_mounts: tuple[ExternalMount, ...],
+        leave_running: bool,
+        before: Callable[[], None],
+        stopped: Callable[[], None],
+    ) -> DumpStatistics:
+        before()
+        self.world.step(f"dump {root}")
+        assert self.world.frozen
+        if root not in [tree.root for tree in self.world.trees]:
+            raise DumpFailed(cause="no such task")
+        stopped()
+        if not leave_running:
+            self.world.journal.append("CRIU kills")
+            self.world.alive = False
+        return STATISTICS
+
+    def close(self) -> None:
+        if self.open:
+            self.world.criu_running -= 1
+        self.open = False
+
+
+class FakeDumper:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def start(self, operation: FakeOperation) -> FakeTreeDump:
+        self.world.step("start CRIU")
+        return FakeTreeDump(self.world)
+
+    def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:
+        return ()
+
+    def outside_files(self, view: FakeView) -> tuple[OutsideFile, ...]:
+        return ()
+
+    def carry(
+        self, images: str, staging: str, view: FakeView, tree: Tree
+    ) -> tuple[tuple[CarriedFile, str], ...]:
+        assert self.world.frozen
+        self.world.step("carry")
+        return ()
+
+    def image_files(self, images: str) -> tuple[str, ...]:
+        return ("inventory.img", "pstree.img")
+
+    def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
+        self.world.step("set instant")
+
+    def timers(self, images: str) -> tuple[PendingTimer, ...]:
+        return ()
+
+
+class FakeSession:
+    cgroup = "/cgroup/restored"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def add(
+        self,
+        *,
+        tree: Tree,
+        images: str,
+        options: DumpOptions,
+        external_mounts: tuple[ExternalMount, ...],
+        outside_files: tuple[OutsideFile, ...],
+        clocks: ClockTarget | None,
+    ) -> Pid:
+        self.world.half_restored += 1
+        self.world.step(f"restore {tree.root}")
+        if tree.root == 666:
+            raise RestoreFailed(cause="no")
+        return tree.root
+
+    def commit(self, checkpoint: CheckpointId) -> None:
+        self.world.step("commit restore")
+        self.world.restored, self.world.half_restored = self.world.half_restored, 0
+
+    def abort(self) -> None:
+        self.world.half_restored = 0
+
+
+class FakeRestorer:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def check_pids(self, trees: tuple[Tree, ...]) -> tuple[str, ...]:
+        self.world.step("check pids")
+        return self.world.taken_pids
+
+    def session(self, place: RestorePlace, operation: FakeOperation) -> FakeSession:
+        self.world.step("session")
+        return FakeSession(self.world)
+
+    def put_back(self, carried: tuple[tuple[CarriedFile, str], ...]) -> Callable[[], None]:
+        self.world.step("put back")
+        self.world.put_back = True
+
+        def undo() -> None:
+            self.world.put_back = False
+
+        return undo
+
+
+class FakeWriter:
+    new_bytes = ByteCount(7)
+    stored_bytes = ByteCount(5)
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def add_file(self, path: str, name: str) -> StoredFile:
+        self.world.step(f"store {path}")
+        return an_image_file(name)
+
+    def commit(self, checkpoint: Checkpoint) -> CheckpointId:
+        self.world.step("commit")
+        number = CheckpointId(f"{len(self.world.manifests):064x}")
+        self.world.manifests[number] = checkpoint
+        return number
+
+
+class FakeStore:
+    place = "memory"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @contextmanager
+    def writer(self) -> Iterator[FakeWriter]:
+        self.world.step("open store")
+        yield FakeWriter(self.world)
+
+    def resolve(self, ref: str) -> CheckpointId:
+        for number, checkpoint in reversed(self.world.manifests.items()):
+            if ref in {number, f"{checkpoint.job}@latest"}:
+                return number
+        raise ObjectMissing(place=self.place, kind="checkpoint", name=ref)
+
+    def load(self, checkpoint: CheckpointId) -> StoredCheckpoint:
+        self.world.step("load")
+        return StoredCheckpoint(
+            id=checkpoint, checkpoint=self.world.manifests[checkpoint], tags=(), stored_bytes=ByteCount(0)
+        )
+
+    def fetch(self, file: StoredFile, path: str) -> None:
+        self.world.step(f"fetch {path}")
+        if self.world.fail_at == "full disk":
+            raise NoSpace(place=path, available_bytes=0, needed_bytes=1)
+
+    def tag(self, checkpoint: CheckpointId, tag: Tag) -> None:
+        self.world.step(f"tag {tag}")
+        self.world.tags[tag] = checkpoint
+
+
+class FakeJobs:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def mark_stopped(self, job: JobName, checkpoint: CheckpointId) -> None:
+        self.world.step("mark stopped")
