@@ -1,8 +1,8 @@
 """From the lines of CRIU's log to a cause in plain words and a remedy.
 
 Rules: the rows are tried for each error in the order of the log, so that the first error that is understood
-is the cause; then for the warnings, because some failures are announced only there. A new failure is a new
-row, with its real line in the test. What is not understood gives CRIU's own last words, never a bare
+is the cause. Where the log has no error, the warnings and its last lines are tried: some failures are
+announced only there. A new failure is a new row, with its real line in the test. What is not understood gives CRIU's own last words, never a bare
 "failed".
 Source: every row was seen with CRIU 4.1 or 4.2.1 on kernel 6.18.
 """
@@ -347,7 +347,7 @@ ROWS: Final[tuple[Row, ...]] = (
 
 def explain(log: LogReading, message: str = "") -> Diagnosis:
     """Why CRIU failed, from its log and the `message` that it answered, which may be empty."""
-    for line in (*log.errors, *log.warnings, *log.tail):
+    for line in log.errors or (*log.warnings, *log.tail, *message.splitlines()):
         for row in ROWS:
             match = row.line.search(line)
             if match is not None:
@@ -367,7 +367,13 @@ def _unknown(log: LogReading, message: str) -> Diagnosis:
     elif log.tail:
         cause = f"CRIU gave no reason; its log ends with: {_bare(log.tail[-1])}"
     else:
-        cause = f"{message or 'CRIU gave no reason'} (it wrote no log)"
+        words = [line for line in message.splitlines() if line.strip()]
+        return Diagnosis(
+            cause=f"CRIU says: {_bare(words[0])}" if words else "CRIU gave no reason, and wrote no log",
+            remedy="",
+            lines=tuple(words[:8]),
+            known=False,
+        )
     return Diagnosis(
         cause=cause,
         remedy=f"The log {log.path} has the details." if log.tail else "",

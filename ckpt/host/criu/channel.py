@@ -25,6 +25,8 @@ from ckpt.units import SECOND, Nanoseconds
 _MESSAGE_BYTES_MAX: Final = 1 << 20
 """CRIU's answers are some hundred bytes; the longest carries one line of its log."""
 
+_WORDS_BYTES_MAX: Final = 8192
+
 _END_TIMEOUT: Final = Nanoseconds(10 * SECOND)
 
 
@@ -53,14 +55,15 @@ class Channel:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         self._cancelled = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._errors = os.memfd_create("criu-stderr", os.MFD_CLOEXEC)
         try:
             with theirs:
-                # One of the standard descriptors would be replaced before CRIU's exec.
                 theirs_fd = theirs.fileno()
                 self._child: Child = launcher(
                     Launch(
                         command=swrk_command(criu, theirs_fd),
                         channel_fd=theirs_fd,
+                        errors_fd=self._errors,
                         kept_fds=kept_fds,
                         terminal=terminal,
                     )
@@ -68,6 +71,7 @@ class Channel:
         except BaseException:
             ours.close()
             os.close(self._cancelled)
+            os.close(self._errors)
             raise
         try:
             self._pidfd = os.pidfd_open(self._child.pid)
@@ -75,6 +79,7 @@ class Channel:
             # It has ended already: the end of its socket says so at the first wait.
             self._pidfd = -1
         self._closed = False
+        self._last_words = ""
 
     def __enter__(self) -> Self:
         return self
@@ -142,6 +147,13 @@ class Channel:
         """Whether cancel() was called."""
         return bool(select.select([self._cancelled], [], [], 0)[0])
 
+    @property
+    def last_words(self) -> str:
+        """What CRIU wrote to stderr: errors from before it had a log."""
+        if self._closed:
+            return self._last_words
+        return os.pread(self._errors, _WORDS_BYTES_MAX, 0).decode("utf-8", errors="replace").strip()
+
     def kill(self) -> None:
         """End CRIU at once and wait until it is gone."""
         self._child.kill()
@@ -151,13 +163,15 @@ class Channel:
         """Give CRIU time to end by itself, then end it; its exit status. Safe to repeat."""
         if self._closed:
             return self._child.wait(Nanoseconds(0))
-        self._closed = True
         # Without a request under way, the end of the connection ends CRIU.
         self._socket.close()
         status = self._child.wait(_END_TIMEOUT)
         if status is None:
             self.kill()
+        self._last_words = self.last_words
+        self._closed = True
         os.close(self._cancelled)
+        os.close(self._errors)
         if self._pidfd >= 0:
             os.close(self._pidfd)
         return status

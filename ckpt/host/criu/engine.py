@@ -48,7 +48,7 @@ def dump(worker: Worker, request: DumpRequest, hooks: Hooks | None = None) -> Du
     if raised is not None:
         raise raised
     if not answer.success:
-        raise _failure(DumpFailed, answer, request.log)
+        raise _failure(DumpFailed, worker, answer, request.log)
     return DumpOutcome(
         pid=request.pid,
         statistics=read_dump_statistics(request.work_directory / "stats-dump"),
@@ -164,7 +164,7 @@ def _not_held(
     worker: Worker, request: RestoreRequest, answer: Any, raised: BaseException | None
 ) -> HeldRestore:
     worker.close()
-    raise raised or _failure(RestoreFailed, answer, request.log)
+    raise raised or _failure(RestoreFailed, worker, answer, request.log)
 
 
 def _finish_restore(
@@ -178,7 +178,7 @@ def _finish_restore(
     if raised is not None:
         raise raised
     if not answer.success:
-        raise _failure(RestoreFailed, answer, request.log)
+        raise _failure(RestoreFailed, worker, answer, request.log)
     return RestoreOutcome(
         pid=Pid(answer.restore.pid),
         statistics=read_restore_statistics(request.work_directory / "stats-restore"),
@@ -245,11 +245,11 @@ def _cpuinfo(worker: Worker, images: Path, kind: type[CriuError], *, check: bool
     except CriuError as error:
         raise _explained(error, log) from error
     if not answer.success:
-        raise _failure(kind, answer, log)
+        raise _failure(kind, worker, answer, log)
 
 
-def _failure(kind: type[CriuError], answer: Any, log: Path) -> CriuError:
-    diagnosis = explain(read_log(log), answer.cr_errmsg.strip())
+def _failure(kind: type[CriuError], worker: Worker, answer: Any, log: Path) -> CriuError:
+    diagnosis = explain(read_log(log), worker.last_words or answer.cr_errmsg.strip())
     return kind(cause=diagnosis.cause, remedy=diagnosis.remedy, log_lines=diagnosis.lines, log_path=str(log))
 
 

@@ -44,12 +44,14 @@ class Child(Protocol):
 class Launch:
     """What a launcher gets: `command` is complete and names `channel_fd`, which it must inherit.
 
-    `kept_fds` are inherited too, under their numbers. `terminal`: CRIU keeps stdin and its process group,
+    `kept_fds` are inherited too, under their numbers. `errors_fd` is its stderr: it says there what it has to
+    say before it opens its log. `terminal`: CRIU keeps stdin and its process group,
     for a restore that takes over this terminal.
     """
 
     command: tuple[str, ...]
     channel_fd: int
+    errors_fd: int
     kept_fds: tuple[int, ...] = ()
     terminal: bool = False
 
@@ -78,7 +80,7 @@ def launch_child(launch: Launch) -> Child:
             launch.command,
             stdin=None if launch.terminal else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=launch.errors_fd,
             pass_fds=(launch.channel_fd, *launch.kept_fds),
             process_group=None if launch.terminal else 0,
         )

@@ -173,6 +173,11 @@ class Worker:
         except EndedError as error:
             self._died(error)
 
+    @property
+    def last_words(self) -> str:
+        """What CRIU wrote to stderr before it had a log; may be empty."""
+        return self._channel.last_words
+
     def cancel(self) -> None:
         """End CRIU as soon as it works again: now, or when the present hook has returned.
 
@@ -191,7 +196,9 @@ class Worker:
     def _died(self, error: EndedError) -> NoReturn:
         self._channel.close()
         raise CriuDied(
-            operation=self._operation, status=_in_words(error.status), cause="it wrote no reason"
+            operation=self._operation,
+            status=_in_words(error.status),
+            cause=self.last_words or "it gave no reason",
         ) from error
 
 

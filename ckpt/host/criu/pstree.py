@@ -1,0 +1,85 @@
+"""The tasks of an image set, and which namespaces are their own.
+
+Source: images/pstree.proto, images/inventory.proto, images/core.proto; criu/image.c (prepare_inventory:
+`root_ids` are the ids of CRIU itself), criu/namespaces.c (an equal id is the same namespace).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ckpt.errors import ObjectCorrupt
+from ckpt.host.criu.imagefile import read_entries, read_entry
+from ckpt.units import Pid
+
+_NAMESPACES: Final = ("pid", "net", "ipc", "uts", "mnt", "user", "cgroup", "time")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTask:
+    """A process of an image set; all numbers are as its own PID namespace sees them. `threads` includes `pid`."""
+
+    pid: Pid
+    parent: Pid
+    group: Pid
+    session: Pid
+    threads: tuple[Pid, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """What an image set says of itself.
+
+    `run_id` names the dump, and with it CRIU's nftables table; "" in images of CRIU before 4.0.
+    `own_namespaces` are the kinds (as in /proc/PID/ns) that the root task did not share with CRIU.
+    """
+
+    run_id: str
+    own_namespaces: frozenset[str]
+
+
+def read_tasks(images: Path) -> tuple[ImageTask, ...]:
+    """The processes of an image set, parents before children; the first is the root.
+
+    Raises:
+        ObjectCorrupt, OsRefused: pstree.img cannot be read.
+    """
+    entries = read_entries(images / "pstree.img", "PSTREE", "pstree_entry")
+    if not entries:
+        raise ObjectCorrupt(kind="image file", name="pstree.img", reason="it has no task")
+    return tuple(
+        ImageTask(
+            pid=Pid(entry.pid),
+            parent=Pid(entry.ppid),
+            group=Pid(entry.pgid),
+            session=Pid(entry.sid),
+            threads=tuple(Pid(thread) for thread in entry.threads),
+        )
+        for entry in entries
+    )
+
+
+def read_inventory(images: Path) -> Inventory:
+    """What an image set says of itself.
+
+    Raises:
+        ObjectCorrupt, OsRefused: inventory.img, pstree.img or the root task's image cannot be read.
+    """
+    inventory = read_entry(images / "inventory.img", "INVENTORY", "inventory_entry")
+    root = task_ids(images, read_tasks(images)[0].pid)
+    own = {kind for kind in _NAMESPACES if _id(root, kind) != _id(inventory.root_ids, kind)}
+    return Inventory(run_id=inventory.dump_criu_run_id, own_namespaces=frozenset(own))
+
+
+def task_ids(images: Path, pid: Pid) -> Any:
+    """The ids of what a task shares with others: descriptors, memory, namespaces (task_kobj_ids_entry)."""
+    separate = images / f"ids-{pid}.img"
+    if separate.is_file():
+        return read_entry(separate, "IDS", "task_kobj_ids_entry")
+    return read_entry(images / f"core-{pid}.img", "CORE", "core_entry").ids
+
+
+def _id(ids: Any, kind: str) -> int:
+    return int(getattr(ids, f"{kind}_ns_id"))
