@@ -1,0 +1,65 @@
+"""The guardian's own process: waits for the end of its controller, and undoes what that one left.
+
+Started by guardian.py as `python -I -S -c …`; see there for the rules.
+Rule: only what `-I -S` offers is imported, and as little of it as possible: a dump waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from typing import Final, NoReturn
+
+READY: Final = b"ready"
+DONE: Final = b"done"
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Guard one operation. Arguments: its directory, the socket's number, the controller's pid."""
+    directory, number, controller = arguments[0], int(arguments[1]), int(arguments[2])
+    for each in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+        signal.SIGPIPE,
+        signal.SIGTSTP,
+    ):
+        signal.signal(each, signal.SIG_IGN)
+    _show_as("ckpt-guardian")
+    from ckpt.host import recovery  # noqa: PLC0415 - the controller, who needs READY and DONE, does not need it
+
+    if not _dismissed(number, controller):
+        recovery.undo_operation(directory)
+    os._exit(0)  # there is nothing to clean up, and the controller waits
+
+
+def _dismissed(number: int, controller: int) -> bool:
+    """Wait for the end; True if it came with the word that dismisses."""
+    ends = select.poll()
+    ends.register(number, select.POLLIN)
+    with contextlib.suppress(ProcessLookupError):
+        # A child of the controller that has inherited the socket would keep it open: so watch the process too.
+        pidfd = os.pidfd_open(controller)
+        if os.getppid() != controller:
+            return False
+        ends.register(pidfd, select.POLLIN)
+        with contextlib.suppress(OSError):
+            os.write(number, READY)
+        ready = dict(ends.poll())
+        if number in ready:
+            return os.read(number, len(DONE)) == DONE
+        os.set_blocking(number, False)
+        with contextlib.suppress(BlockingIOError):
+            return os.read(number, len(DONE)) == DONE
+    return False
+
+
+def _show_as(name: str) -> None:
+    """Set what ps(1) shows as the name, and ask the OOM killer to take others first."""
+    for path, value in (("/proc/self/comm", name), ("/proc/self/oom_score_adj", "-900")):
+        # Lowering the score needs CAP_SYS_RESOURCE; without it the guardian is as safe as any small process.
+        with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as stream:
+            stream.write(value)

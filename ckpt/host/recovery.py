@@ -1,0 +1,296 @@
+"""Undo what a controller left that died: for the guardian, and for `ckpt recover` after both died.
+
+Rules:
+- First what makes the workload run, then what tidies up: the order is journal.UNDO_ORDER.
+- An operation whose controller lives is never touched.
+- After a reboot nothing is frozen and nothing runs any more: only directories are left to remove.
+- Everything is repeatable; a step that fails is reported, the others are undone, and the entry stays with
+  what is left, for the next try.
+- Only the standard library and small modules are imported: the guardian holds this module in its memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ckpt.errors import CkptError
+from ckpt.host import cgroups, journal
+from ckpt.host.freezer import restore_freeze
+from ckpt.host.freezer_control import control_of
+from ckpt.host.gathering import CGROUP_PREFIX, put_back
+from ckpt.host.process_table import ProcessRef, boot_id, is_alive
+from ckpt.units import Pid
+
+CRIU_GRACE_S: Final = 0.5
+"""CRIU notices at its next notification that its socket is closed, and rolls back by itself."""
+
+_CRIU_END_S: Final = 5.0
+_RUN_ID = re.compile(rb"CRIU run id = ([0-9a-f-]{21,40})")
+_OPERATION_NAME = re.compile(r"[0-9a-f]{12}-(\d+)-(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryAction:
+    """One thing that was mended, or could not be: then `problem` says why."""
+
+    subject: str
+    done: str
+    problem: str = ""
+
+
+def recover_all(state: str) -> tuple[RecoveryAction, ...]:
+    """Undo every operation whose controller is dead, and empty the cgroups that no operation knows.
+
+    Collects problems and goes on; nothing to do gives nothing.
+    """
+    actions = list(recover_dead(state))
+    known = {name for name in _names(state + "/operations") if not _is_over(f"{state}/operations/{name}")}
+    for cgroup in _transient_cgroups():
+        name = os.path.basename(cgroup).removeprefix(CGROUP_PREFIX)
+        # Its name tells who made it: perhaps one that lives, with another state directory.
+        if name not in known and not _maker_lives(name):
+            actions += _undo_step(journal.Gathered(cgroup=cgroup, home=os.path.dirname(cgroup), origins=()))
+    return tuple(actions)
+
+
+def recover_dead(state: str) -> tuple[RecoveryAction, ...]:
+    """Undo every operation whose controller is dead; costs one directory listing where there is none."""
+    operations = state + "/operations"
+    actions: list[RecoveryAction] = []
+    for name in _names(operations):
+        if _is_over(f"{operations}/{name}"):
+            actions += undo_operation(f"{operations}/{name}")
+    return tuple(actions)
+
+
+def undo_operation(directory: str) -> tuple[RecoveryAction, ...]:
+    """Undo the operation in this directory, whose controller is dead, and remove it; safe to repeat.
+
+    If a guardian is at it already, this waits until that one is done.
+    """
+    with _one_at_a_time(directory) as there:
+        if not there:
+            return ()
+        try:
+            entry = journal.read_entry(directory)
+        except journal.EntryDamaged:
+            # Entries appear whole: this one was damaged by a power cut, after which nothing is frozen, or
+            # written by a newer ckpt, whose own recovery must read it.
+            if not _is_from_an_earlier_boot(directory):
+                return (_failed(directory, "read the journal", "the entry is damaged, or of a newer ckpt"),)
+            entry = None
+        actions: list[RecoveryAction] = []
+        if entry is not None:
+            actions, left = _undo_steps(entry)
+            if left:
+                with contextlib.suppress(OSError):
+                    journal.write_entry(directory, dataclasses.replace(entry, steps=tuple(left)), sync=False)
+                return tuple(actions)
+        journal.remove_entry(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+        what = entry.what if entry is not None else "an operation"
+        actions.append(RecoveryAction(subject=directory, done=f"removed what was left of {what}"))
+        return tuple(actions)
+
+
+def _undo_steps(entry: journal.Entry) -> tuple[list[RecoveryAction], list[journal.Step]]:
+    """Undo the steps; gives what was done, and the steps that could not be undone."""
+    rebooted = entry.boot_id != boot_id()
+    actions: list[RecoveryAction] = []
+    left: list[journal.Step] = []
+    for step in sorted(entry.steps, key=lambda step: journal.UNDO_ORDER.index(type(step))):
+        if rebooted and not isinstance(step, journal.Directory):
+            continue
+        done = _undo_step(step)
+        actions += done
+        if any(action.problem for action in done):
+            left.append(step)
+    return actions, left
+
+
+def _undo_step(step: journal.Step) -> list[RecoveryAction]:
+    undo = _UNDO[type(step)]
+    try:
+        done = undo(step)
+    except CkptError as error:
+        return [_failed(step.subject, type(step).__name__, error.message)]
+    except (OSError, subprocess.SubprocessError) as error:
+        return [_failed(step.subject, type(step).__name__, str(error))]
+    return [RecoveryAction(subject=step.subject, done=done)] if done else []
+
+
+def _end_criu(step: journal.CriuStarted) -> str:
+    done: list[str] = []
+    if not _ended(step.process, CRIU_GRACE_S):
+        # Its tasks are in a cgroup whose path it was given (freeze_cgroup), and survive that.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(step.pid, signal.SIGKILL)
+        _ended(step.process, _CRIU_END_S)
+        done.append(f"ended CRIU (process {step.pid})")
+    run_id = _run_id(step.log)
+    if run_id:
+        done.append(_unlock_network(journal.NetworkLocked(run_id=run_id)))
+    return ", ".join(filter(None, done))
+
+
+def _finish_kill(step: journal.Killing) -> str:
+    control = control_of(step.cgroup)
+    if control is None or not cgroups.processes_below(step.cgroup):
+        return ""
+    control.kill()
+    return "killed the rest of a workload whose checkpoint is complete"
+
+
+def _thaw(step: journal.Frozen) -> str:
+    control = control_of(step.cgroup)
+    if control is None:
+        return ""
+    was_held = control.held()
+    # Killed meanwhile: into a frozen cgroup nothing could be restored.
+    held_before = step.held_before and bool(cgroups.processes_below(step.cgroup))
+    restore_freeze(control, held_before=held_before)
+    if held_before:
+        return "" if was_held else "froze it again, as it had been before"
+    return "thawed" if was_held else ""
+
+
+def _unlock_network(step: journal.NetworkLocked) -> str:
+    # CRIU names its table after the first 21 characters of the run id (criu/netfilter.c).
+    table = f"CRIU-{step.run_id[:21]}"
+    answer = subprocess.run(
+        ["nft", "delete", "table", "inet", table], capture_output=True, check=False, timeout=5, env=_SAFE_PATH
+    )
+    return f"removed the network lock {table}" if answer.returncode == 0 else ""
+
+
+def _put_back(step: journal.Gathered) -> str:
+    count = len(cgroups.processes_below(step.cgroup))
+    there = os.path.isdir(step.cgroup)
+    put_back(step)
+    return f"put {count} process(es) back and removed the cgroup" if there else ""
+
+
+def _abandon_restore(step: journal.Restoring) -> str:
+    if not os.path.isdir(step.cgroup):
+        return ""
+    control = control_of(step.cgroup)
+    if control is not None:
+        control.kill()
+    cgroups.remove(step.cgroup)
+    return "killed what was half restored and removed the cgroup"
+
+
+def _remove_directory(step: journal.Directory) -> str:
+    if not os.path.isdir(step.path):
+        return ""
+    shutil.rmtree(step.path)
+    return "removed"
+
+
+_UNDO: Final[dict[type[journal.Step], Callable[[Any], str]]] = {
+    journal.CriuStarted: _end_criu,
+    journal.Killing: _finish_kill,
+    journal.Frozen: _thaw,
+    journal.NetworkLocked: _unlock_network,
+    journal.Gathered: _put_back,
+    journal.Restoring: _abandon_restore,
+    journal.Directory: _remove_directory,
+}
+_SAFE_PATH: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def _is_over(directory: str) -> bool:
+    """Whether nobody works on this operation any more."""
+    if os.path.basename(directory).startswith("."):  # just being made
+        return not _maker_lives(os.path.basename(directory)[1:])
+    try:
+        entry = journal.read_entry(directory)
+    except journal.EntryDamaged:
+        return True
+    return entry is None or entry.boot_id != boot_id() or not is_alive(entry.controller)
+
+
+def _maker_lives(name: str) -> bool:
+    """Whether the process that made an operation of this name lives."""
+    found = _OPERATION_NAME.fullmatch(name)
+    return found is not None and is_alive(ProcessRef(pid=Pid(int(found[1])), start_ticks=int(found[2])))
+
+
+def _is_from_an_earlier_boot(directory: str) -> bool:
+    with open("/proc/stat", encoding="ascii") as stream:
+        booted = next(int(line.split()[1]) for line in stream if line.startswith("btime "))
+    return os.stat(directory).st_mtime < booted
+
+
+def _transient_cgroups() -> Iterator[str]:
+    for hierarchy in (cgroups.unified(), cgroups.freezer_v1()):
+        if hierarchy is not None:
+            for each in cgroups.with_all_below(hierarchy.mountpoint):
+                name = os.path.basename(each)
+                if name.startswith(CGROUP_PREFIX) and _OPERATION_NAME.fullmatch(name[len(CGROUP_PREFIX) :]):
+                    yield each
+
+
+def _ended(process: ProcessRef, timeout_s: float) -> bool:
+    """Wait until the process has ended; False if it has not in time."""
+    if not is_alive(process):
+        return True
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not is_alive(process):
+            return True
+        ending = select.poll()
+        ending.register(pidfd, select.POLLIN)
+        return bool(ending.poll(timeout_s * 1000))
+    finally:
+        os.close(pidfd)
+
+
+def _run_id(log: str) -> str:
+    """The run id that CRIU writes into the first line of its log; "" where there is none."""
+    try:
+        with open(log, "rb") as stream:
+            found = _RUN_ID.search(stream.read(4096))
+    except OSError:
+        return ""
+    return found[1].decode() if found else ""
+
+
+@contextlib.contextmanager
+def _one_at_a_time(directory: str) -> Iterator[bool]:
+    """Hold off everybody else who wants to undo this operation; False if there is nothing left to undo."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield os.path.isdir(directory)
+    finally:
+        os.close(fd)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+def _failed(subject: str, operation: str, problem: str) -> RecoveryAction:
+    return RecoveryAction(subject=subject, done=f"could not {operation}", problem=problem)
