@@ -1,0 +1,86 @@
+"""Locks between ckpt processes: one file a lock, held with flock(2), so that they end with their holder.
+
+Rules:
+- All locks of one call are taken in the same order everywhere, or none of them.
+- A lock file is removed by its holder; whoever got a file that was just removed tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+
+from ckpt.errors import Locked, NoSpace, OsRefused
+
+
+@contextlib.contextmanager
+def exclusive(directory: str, names: Iterable[str], *, subject: str) -> Iterator[None]:
+    """Hold the locks of these names in `directory`, which is made if it is missing.
+
+    Raises:
+        Locked: another process has one of them; names its pid.
+        OsRefused, NoSpace: the directory cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _refused(directory, error) from error
+        for name in sorted(set(names)):
+            held.enter_context(_lock(f"{directory}/{name}", subject))
+        yield
+
+
+@contextlib.contextmanager
+def _lock(path: str, subject: str) -> Iterator[None]:
+    fd = _acquire(path, subject)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        os.close(fd)
+
+
+def _acquire(path: str, subject: str) -> int:
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise _refused(path, error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(path, fd):
+                os.truncate(fd, 0)
+                os.pwrite(fd, str(os.getpid()).encode(), 0)
+                return fd
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+            os.close(fd)
+            raise Locked(subject=subject, holder=f"process {holder or '(just starting)'}") from None
+        except OSError as error:
+            os.close(fd)
+            raise _refused(path, error) from error
+        os.close(fd)
+
+
+def _is_still(path: str, fd: int) -> bool:
+    """Whether the file that was locked is the one that the path names now."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _refused(path: str, error: OSError) -> NoSpace | OsRefused:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(place=path, available_bytes=0, needed_bytes=4096, option="CKPT_STATE")
+    return OsRefused(
+        operation="lock",
+        subject=path,
+        reason=error.strerror or str(error),
+        remedy="Make it writable, or set CKPT_STATE to a directory that is.",
+    )
