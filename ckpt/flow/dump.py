@@ -178,7 +178,7 @@ class _Dump:
             survey = self.ports.inspector.survey(self.target)
             self.warnings = survey.warnings
             self.mounts = {tree.root: self.ports.dumper.external_mounts(tree) for tree in survey.trees}
-            started = [self.ports.dumper.start(self.operation) for _ in survey.trees]
+            started = [self.ports.dumper.start(self.operation, tree) for tree in survey.trees]
             try:
                 self._dump_trees(survey, started)
             except _RootEndedError:
@@ -232,11 +232,11 @@ class _Dump:
                 raise _RootEndedError
 
         self._dump_tree(first_root, started[0], freeze)
-        others = [tree.root for tree in self._view.trees if tree.root != first_root]
-        for index, root in enumerate(others, start=1):
+        others = [tree for tree in self._view.trees if tree.root != first_root]
+        for index, tree in enumerate(others, start=1):
             if index == len(started):
-                started.append(self.ports.dumper.start(self.operation))
-            self._dump_tree(root, started[index], self._still_frozen)
+                started.append(self.ports.dumper.start(self.operation, tree))
+            self._dump_tree(tree.root, started[index], self._still_frozen)
         if not self._hold:
             self._still_frozen()
         self.operation.note_phase("dumped")

@@ -206,7 +206,7 @@ class TreeDump(Protocol):
 class Dumper(Protocol):
     """Starts CRIU for dumps, and knows its images."""
 
-    def start(self, operation: Operation) -> TreeDump:
+    def start(self, operation: Operation, tree: Tree) -> TreeDump:
         """Start CRIU, so that its start-up is paid before the freeze."""
 
     def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:

@@ -245,7 +245,7 @@ class FakeDumper:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def start(self, operation: FakeOperation) -> FakeTreeDump:
+    def start(self, operation: FakeOperation, tree: Tree) -> FakeTreeDump:
         self.world.step("start CRIU")
         return FakeTreeDump(self.world)
 
