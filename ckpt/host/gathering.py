@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
@@ -28,6 +29,8 @@ from ckpt.units import Pid
 CGROUP_PREFIX: Final = "ckpt-"
 ROUNDS_MAX: Final = 1000
 """A tree that forks faster than it can be gathered would never be whole."""
+
+_TRANSIENT = re.compile(re.escape(CGROUP_PREFIX) + r"[0-9a-f]{12}-(\d+)-(\d+)")
 
 Members = Callable[[Mapping[Pid, ProcessStat], set[Pid]], set[Pid]]
 """The workload's processes now, from all processes and those that belonged to it before."""
@@ -108,6 +111,11 @@ class Gathering:
             place = cgroups.cgroup_of(pid, self._hierarchy)
             if place is not None:
                 yield place, pid
+
+
+def is_transient(cgroup: str) -> bool:
+    """Whether ckpt made this cgroup, for the time of one operation."""
+    return _TRANSIENT.fullmatch(os.path.basename(cgroup)) is not None
 
 
 def put_back(step: Gathered) -> None:
