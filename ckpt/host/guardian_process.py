@@ -10,10 +10,16 @@ import contextlib
 import os
 import select
 import signal
-from typing import Final, NoReturn
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NoReturn
+
+if TYPE_CHECKING:
+    from ckpt.host.recovery import RecoveryAction
 
 READY: Final = b"ready"
 DONE: Final = b"done"
+LOG_BYTES_MAX: Final = 256 * 1024
 
 
 def main(arguments: list[str]) -> NoReturn:
@@ -32,7 +38,7 @@ def main(arguments: list[str]) -> NoReturn:
     from ckpt.host import recovery  # noqa: PLC0415 - the controller, who needs READY and DONE, does not need it
 
     if not _dismissed(number, controller):
-        recovery.undo_operation(directory)
+        _tell(directory, recovery.undo_operation(directory))
     os._exit(0)  # there is nothing to clean up, and the controller waits
 
 
@@ -55,6 +61,18 @@ def _dismissed(number: int, controller: int) -> bool:
         with contextlib.suppress(BlockingIOError):
             return os.read(number, len(DONE)) == DONE
     return False
+
+
+def _tell(directory: str, actions: Sequence[RecoveryAction]) -> None:
+    """Leave word for people in recovered.log in the state directory: nobody is there to hear it."""
+    path = os.path.dirname(os.path.dirname(directory)) + "/recovered.log"
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as stream:
+        if stream.tell() > LOG_BYTES_MAX:
+            stream.truncate(0)
+        for action in actions:
+            problem = f" ({action.problem})" if action.problem else ""
+            stream.write(f"{when} {action.subject}: {action.done}{problem}\n")
 
 
 def _show_as(name: str) -> None:

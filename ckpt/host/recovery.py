@@ -19,16 +19,17 @@ import re
 import select
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from ckpt.errors import CkptError
 from ckpt.host import cgroups, journal
+from ckpt.host.criu import netlock
 from ckpt.host.freezer import restore_freeze
 from ckpt.host.freezer_control import control_of
-from ckpt.host.gathering import CGROUP_PREFIX, put_back
+from ckpt.host.gathering import CGROUP_PREFIX, is_transient, put_back
 from ckpt.host.process_table import ProcessRef, boot_id, is_alive
 from ckpt.units import Pid
 
@@ -36,7 +37,6 @@ CRIU_GRACE_S: Final = 0.5
 """CRIU notices at its next notification that its socket is closed, and rolls back by itself."""
 
 _CRIU_END_S: Final = 5.0
-_RUN_ID = re.compile(rb"CRIU run id = ([0-9a-f-]{21,40})")
 _OPERATION_NAME = re.compile(r"[0-9a-f]{12}-(\d+)-(\d+)")
 
 
@@ -125,7 +125,7 @@ def _undo_step(step: journal.Step) -> list[RecoveryAction]:
         done = undo(step)
     except CkptError as error:
         return [_failed(step.subject, type(step).__name__, error.message)]
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
         return [_failed(step.subject, type(step).__name__, str(error))]
     return [RecoveryAction(subject=step.subject, done=done)] if done else []
 
@@ -138,7 +138,7 @@ def _end_criu(step: journal.CriuStarted) -> str:
             os.kill(step.pid, signal.SIGKILL)
         _ended(step.process, _CRIU_END_S)
         done.append(f"ended CRIU (process {step.pid})")
-    run_id = _run_id(step.log)
+    run_id = netlock.run_id_in(Path(step.log)) if step.log else ""
     if run_id:
         done.append(_unlock_network(journal.NetworkLocked(run_id=run_id)))
     return ", ".join(filter(None, done))
@@ -166,12 +166,8 @@ def _thaw(step: journal.Frozen) -> str:
 
 
 def _unlock_network(step: journal.NetworkLocked) -> str:
-    # CRIU names its table after the first 21 characters of the run id (criu/netfilter.c).
-    table = f"CRIU-{step.run_id[:21]}"
-    answer = subprocess.run(
-        ["nft", "delete", "table", "inet", table], capture_output=True, check=False, timeout=5, env=_SAFE_PATH
-    )
-    return f"removed the network lock {table}" if answer.returncode == 0 else ""
+    table = netlock.table_of(step.run_id)
+    return f"removed the network lock {table}" if netlock.remove_table(table) else ""
 
 
 def _put_back(step: journal.Gathered) -> str:
@@ -207,7 +203,6 @@ _UNDO: Final[dict[type[journal.Step], Callable[[Any], str]]] = {
     journal.Restoring: _abandon_restore,
     journal.Directory: _remove_directory,
 }
-_SAFE_PATH: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 def _is_over(directory: str) -> bool:
@@ -237,8 +232,7 @@ def _transient_cgroups() -> Iterator[str]:
     for hierarchy in (cgroups.unified(), cgroups.freezer_v1()):
         if hierarchy is not None:
             for each in cgroups.with_all_below(hierarchy.mountpoint):
-                name = os.path.basename(each)
-                if name.startswith(CGROUP_PREFIX) and _OPERATION_NAME.fullmatch(name[len(CGROUP_PREFIX) :]):
+                if is_transient(each):
                     yield each
 
 
@@ -258,16 +252,6 @@ def _ended(process: ProcessRef, timeout_s: float) -> bool:
         return bool(ending.poll(timeout_s * 1000))
     finally:
         os.close(pidfd)
-
-
-def _run_id(log: str) -> str:
-    """The run id that CRIU writes into the first line of its log; "" where there is none."""
-    try:
-        with open(log, "rb") as stream:
-            found = _RUN_ID.search(stream.read(4096))
-    except OSError:
-        return ""
-    return found[1].decode() if found else ""
 
 
 @contextlib.contextmanager
