@@ -15,9 +15,7 @@ from typing import Final
 
 from ckpt.host.criu.log import LogReading
 
-_PREFIX: Final = re.compile(
-    r"^\([\d.]+\)\s*(?:pie: )?(?:\d+: )?(?:pie: \d+: )?(?:Error|Warn ) ?\([^)]*\):\s*"
-)
+_PREFIX: Final = re.compile(r"^(?:\([\d.]+\)\s*)?(?:pie: )?(?:\d+: )?(?:(?:Error|Warn ) ?\([^)]*\):\s*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +127,7 @@ ROWS: Final[tuple[Row, ...]] = (
         "Stop what listens there ('ss -ltnup' names it), or restore into another network namespace.",
     ),
     _row(
-        r"Can't bind id \S+ addr (?P<address>.*?):? Address already in use",
+        r"Can't bind id .* addr (?P<address>.*?):? Address already in use",
         "the path of the unix socket {address} exists already",
         "Remove that file, if nothing serves it any more.",
     ),
@@ -333,7 +331,7 @@ ROWS: Final[tuple[Row, ...]] = (
         _AGAIN,
     ),
     _row(
-        r"Preadv \S+ returned 0\b|Preadv \S+ ret 0\b",
+        r"`- returned 0$|Preadv .* returned 0\b",
         "the file with the memory's pages is cut off, and CRIU reads on for ever",
         _AGAIN,
     ),
