@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from ckpt.errors import CommandFailed, OsRefused
 from ckpt.host import shim
+from ckpt.host.criu.launch import Launch, Launcher
 from ckpt.units import Nanoseconds, Pid
 
 INIT_PLACE = "/opt/ckpt/libexec/ckpt-init"
@@ -176,20 +177,22 @@ def start_job(spec: JobSpec, *, register: Callable[[StartedJob], None]) -> Start
         return job
 
 
-class Spawned:
-    """A process that the shim runs for us; what the client of `criu swrk` needs of its child."""
+class SpawnedChild:
+    """A process that the shim runs for us. Fits ckpt.host.criu.launch.Child."""
 
     def __init__(self, process: _Shim, pid: Pid) -> None:
         self._process = process
         self.pid = pid
 
     def kill(self) -> None:
-        """End it at once; harmless if it has ended."""
-        self._process.send({"op": "kill", "pid": self.pid})
+        """End it, and everything that it has started and not yet handed over; harmless if it has ended."""
+        if self._process.is_open:
+            self._process.send({"op": "kill", "pid": self.pid})
 
-    def wait(self, timeout_s: float | None = None) -> int | None:
-        """Its wait status; None if it has not ended in time."""
-        return self._process.status_of(self.pid, timeout_s)
+    def wait(self, timeout: Nanoseconds) -> int | None:
+        """Its exit status (negative: the signal), or None if it still runs after `timeout`."""
+        status = self._process.status_of(self.pid, timeout)
+        return None if status is None else os.waitstatus_to_exitcode(status)
 
 
 class RestoreHost:
@@ -206,7 +209,6 @@ class RestoreHost:
         exit_path: str,
         cgroup_procs: Sequence[str],
         shim_cgroup_procs: Sequence[str] = (),
-        private_root: str = "",
         new_pids: bool = False,
         first_pid: int = 0,
     ) -> None:
@@ -218,8 +220,6 @@ class RestoreHost:
             cgroup_procs: The cgroup.procs files that CRIU, and with it what it restores, joins. CRIU must be
                 told to leave cgroups alone (manage_cgroups IGNORE).
             shim_cgroup_procs: See JobSpec.
-            private_root: An empty directory on which CRIU finds a private bind of "/", for its option `root`;
-                "" for trees without a mount namespace of their own, which CRIU restores into its own one.
             new_pids: Restore into a new PID namespace; for trees that were dumped from the host's.
             first_pid: With new_pids, the first pid that CRIU takes for itself there.
 
@@ -227,13 +227,13 @@ class RestoreHost:
             OsRefused: a namespace or cgroup could not be set up.
         """
         configuration = _blank(name, exit_path, cgroup_procs, shim_cgroup_procs)
-        configuration["root"] = private_root
         configuration["first_pid"] = first_pid
         if new_pids:
             configuration["init"] = init_path()
         self._process = _Shim(configuration)
         try:
-            self._shim, _event = self._process.meet("ready")
+            self._shim, event = self._process.meet("ready")
+            self._holder: int | None = event["holder"] or None
         except BaseException:
             self._process.close()
             raise
@@ -243,29 +243,48 @@ class RestoreHost:
         """The shim, which will be the parent of what is restored."""
         return self._shim
 
-    def spawn(self, argv: Sequence[str], descriptors: Sequence[int]) -> Spawned:
-        """Run a program where the job will be, with these descriptors as its 0, 1, 2 …, and no others."""
-        self._process.send({"op": "spawn", "argv": list(argv)}, descriptors)
-        return Spawned(self._process, Pid(self._process.expect("spawned")["pid"]))
+    def spawn(
+        self, argv: Sequence[str], descriptors: Mapping[int, int], *, private_root: str = ""
+    ) -> SpawnedChild:
+        """Run a program where the job will be.
 
-    def criu_spawner(
-        self, criu: str, *, stderr: int = -1, inherit: Sequence[int] = ()
-    ) -> Callable[[int], Spawned]:
-        """What the client of `criu swrk` calls with its child's end of the socket.
+        Args:
+            argv: The program, looked up in PATH, and its arguments.
+            descriptors: Its descriptors: from the number that it sees to the one of this process.
+            private_root: See launcher().
 
-        The socket becomes descriptor 3 of CRIU, and those of `inherit` 4, 5, 6 …: the numbers that
-        `inherit_fd` must name (see inherited_number()).
+        Raises:
+            OsRefused: the shim has ended.
+        """
+        self._process.send(
+            {"op": "spawn", "argv": list(argv), "root": private_root, "numbers": list(descriptors)},
+            list(descriptors.values()),
+        )
+        return SpawnedChild(self._process, Pid(self._process.expect("spawned")["pid"]))
+
+    def launcher(self, *, private_root: str = "") -> Launcher:
+        """What ckpt.host.criu starts CRIU with, so that it runs where the job will be.
+
+        Args:
+            private_root: An empty directory on which CRIU finds a private bind of "/", for its option `root`:
+                for a tree with a mount namespace of its own. "" leaves CRIU in the mount namespace into which
+                it restores any other tree.
         """
 
-        def spawn(swrk_socket: int) -> Spawned:
+        def launch(what: Launch) -> SpawnedChild:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             try:
-                standard = (null, null, stderr if stderr >= 0 else null)
-                return self.spawn((criu, "swrk", "3"), (*standard, swrk_socket, *inherit))
+                descriptors = {0: null, 1: null, 2: what.errors_fd}
+                descriptors |= {fd: fd for fd in (what.channel_fd, *what.kept_fds)}
+                return self.spawn(what.command, descriptors, private_root=private_root)
             finally:
                 os.close(null)
 
-        return spawn
+        return launch
+
+    def pid_on_host(self, pid: Pid) -> Pid | None:
+        """The host's pid of what CRIU, in its PID namespace, calls `pid`; None if there is no such process."""
+        return pid if self._holder is None else _find_inside(self._holder, pid)
 
     def commit(self, main: Pid) -> ProcessRef:
         """Let what was restored live without us; its main process's end will be recorded.
@@ -290,11 +309,6 @@ class RestoreHost:
         traceback: TracebackType | None,
     ) -> None:
         self.abort()
-
-
-def inherited_number(index: int) -> int:
-    """The number that descriptor `index` of criu_spawner()'s `inherit` has in CRIU."""
-    return 4 + index
 
 
 def send_signal(process: ProcessRef, number: int) -> bool:
@@ -351,6 +365,23 @@ def _open_pidfd(process: ProcessRef) -> int | None:
     return None
 
 
+def _find_inside(holder: int, pid: Pid) -> Pid | None:
+    namespace = os.stat(f"/proc/{holder}/ns/pid").st_ino
+    wanted = str(pid)
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/status", encoding="utf-8", errors="replace") as stream:
+                numbers = next((line.split()[1:] for line in stream if line.startswith("NSpid:")), [])
+            # The cheap question first: nearly every process answers it with no.
+            if numbers[1:] == [wanted] and os.stat(f"/proc/{name}/ns/pid").st_ino == namespace:
+                return Pid(int(name))
+        except OSError:
+            continue
+    return None
+
+
 def _blank(
     name: str, exit_path: str, cgroup_procs: Sequence[str], shim_cgroup_procs: Sequence[str]
 ) -> shim.Configuration:
@@ -360,7 +391,6 @@ def _blank(
         "own_cgroup_procs": list(shim_cgroup_procs),
         "exit_path": os.path.abspath(exit_path),
         "init": "",
-        "root": "",
         "first_pid": 0,
         "argv": [],
         "cwd": "/",
@@ -430,6 +460,10 @@ class _Shim:
             raise self._gone()
         return ref, document
 
+    @property
+    def is_open(self) -> bool:
+        return self._control.fileno() >= 0
+
     def send(self, document: dict[str, object], descriptors: Sequence[int] = ()) -> None:
         try:
             socket.send_fds(self._control, [json.dumps(document).encode()], list(descriptors))
@@ -446,11 +480,13 @@ class _Shim:
             if document["event"] == "failed":
                 raise _refused(document["stage"], document["errno"], command or self._name)
 
-    def status_of(self, pid: Pid, timeout_s: float | None) -> int | None:
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    def status_of(self, pid: Pid, timeout: Nanoseconds) -> int | None:
+        deadline = time.monotonic_ns() + timeout
+        if not self.is_open:
+            # The shim has let go of it (commit), or killed it with all the rest.
+            return self._statuses.get(pid, signal.SIGKILL)
         while pid not in self._statuses:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if self._receive(left) is None:
+            if self._receive(Nanoseconds(max(0, deadline - time.monotonic_ns()))) is None:
                 return None
         return self._statuses[pid]
 
@@ -461,7 +497,7 @@ class _Shim:
 
     def close(self) -> None:
         """Let the shim go; if it was not committed, wait until it has taken everything with it."""
-        if self._control.fileno() < 0:
+        if not self.is_open:
             return
         self._control.shutdown(socket.SHUT_WR)
         # It ends its side when it is committed, or when nothing is left below it.
@@ -480,10 +516,10 @@ class _Shim:
     ) -> None:
         self.close()
 
-    def _receive(self, timeout_s: float | None) -> dict[str, Any] | None:
+    def _receive(self, timeout: Nanoseconds | None) -> dict[str, Any] | None:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
-        if not poll.poll(None if timeout_s is None else timeout_s * 1000):
+        if not poll.poll(None if timeout is None else timeout / 1e6):
             return None
         try:
             packet = self._control.recv(shim.PACKET_BYTES_MAX)

@@ -11,20 +11,23 @@ On CONTROL the shim says:
   {"event": "started", "shim": PID, "root": PID, "command": PID}
                                                          a job runs; root is its namespace's init
   {"event": "failed", "stage": …, "errno": N}            it does not; the shim has ended
-  {"event": "ready", "shim": PID}                        a restore can begin
+  {"event": "ready", "shim": PID, "holder": PID}         a restore can begin
   {"event": "spawned", "pid": PID}                       the answer to "spawn"
   {"event": "ended", "pid": PID, "status": N}            a spawned process ended (a wait status)
   {"event": "committed", "root": PID}                    the answer to "commit"
 and hears:
-  {"op": "spawn", "argv": […]}  + descriptors   run this among the job's processes; the descriptors are its
-                                                0, 1, 2 …, and it gets no others
-  {"op": "kill", "pid": PID}                    end a spawned process
-  {"op": "commit", "main": PID}                 this is the main process; let the job live
+  {"op": "spawn", "argv": […], "root": DIRECTORY, "numbers": […]} + descriptors
+                                            run this among the job's processes; it gets these descriptors under
+                                            these numbers, and no others; unless DIRECTORY is "", it finds a
+                                            private bind of "/" there, in a mount namespace of its own
+  {"op": "kill", "pid": PID}                end a spawned process and all that it started
+  {"op": "commit", "main": PID}             this is the main process; let the job live
 
 Rules:
 - Until "commit" the job belongs to the starter: when CONTROL ends without it, everything below the shim is
   killed, and nothing is recorded. After it, the job belongs to nobody, and CONTROL is closed.
-- Only direct children are ever signalled: their pids cannot be reused before the shim itself reaps them.
+- Only direct children, and what hangs below a stopped one, are ever signalled: their pids cannot be reused,
+  since nobody but the shim, or a stopped process, could reap them.
 - exit.json is durable (file and directory synced) before it appears, so whoever sees it may rely on it.
 - Only what `-I -S` offers is imported, and ckpt.host.linux.
 """
@@ -35,7 +38,6 @@ import contextlib
 import fcntl
 import json
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -73,7 +75,6 @@ class Configuration(TypedDict):
     own_cgroup_procs: the same for the shim itself.
     exit_path: where the end of the main process is written down.
     init: the versioned path of ckpt-init; for a restore "" unless a new PID namespace is wanted.
-    root: for a restore, "" or a directory on which spawned processes find a private bind of "/".
     first_pid: for a restore with `init`: the first pid that CRIU itself takes inside, clear of the recorded
         ones; 0 leaves it to the kernel.
     """
@@ -83,7 +84,6 @@ class Configuration(TypedDict):
     own_cgroup_procs: list[str]
     exit_path: str
     init: str
-    root: str
     first_pid: int
     argv: list[str]
     cwd: str
@@ -146,7 +146,7 @@ class Shim:
                 self._say({"event": "started", "shim": os.getpid(), "root": self._main, "command": command})
             else:
                 self._hold_namespace()
-                self._say({"event": "ready", "shim": os.getpid()})
+                self._say({"event": "ready", "shim": os.getpid(), "holder": self._holder})
         except StageError as error:
             self._end_children()
             self._say({"event": "failed", "stage": error.stage, "errno": error.number})
@@ -243,19 +243,20 @@ class Shim:
             os.set_inheritable(fd, False)
         request = json.loads(packet)
         if request["op"] == "spawn":
-            self._spawn(request["argv"], descriptors)
+            wanted = dict(zip(request["numbers"], descriptors, strict=True))
+            self._spawn(request["argv"], request["root"], wanted)
         elif request["op"] == "commit":
             self._commit(request["main"])
         elif request["op"] == "kill" and request["pid"] in self._spawned:
-            os.kill(request["pid"], signal.SIGKILL)
+            _kill_tree(request["pid"])
         for fd in descriptors:
             os.close(fd)
         return not self._committed
 
-    def _spawn(self, argv: list[str], descriptors: list[int]) -> None:
+    def _spawn(self, argv: list[str], root: str, descriptors: dict[int, int]) -> None:
         pid = os.fork()
         if pid == 0:
-            _run_spawned(self._configuration, argv, descriptors, self._holder)
+            _run_spawned(self._configuration, argv, descriptors, holder=self._holder, root=root)
         self._spawned.add(pid)
         self._say({"event": "spawned", "pid": pid})
 
@@ -338,6 +339,32 @@ def _children() -> list[int]:
     # CRIU needs CONFIG_PROC_CHILDREN as well, so the file is there.
     with open("/proc/thread-self/children", encoding="ascii") as stream:
         return [int(pid) for pid in stream.read().split()]
+
+
+def _kill_tree(root: int) -> None:
+    """Kill a child of ours and all its descendants; those of other children are not touched."""
+    stopped: list[int] = []
+    found = [root]
+    while found:
+        # What is stopped neither forks nor reaps: when a look finds nobody new, the list is complete.
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        stopped += found
+        known = set(stopped)
+        found = [pid for parent in stopped for pid in _children_of(parent) if pid not in known]
+    for pid in stopped:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _children_of(pid: int) -> list[int]:
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as stream:
+                children += map(int, stream.read().split())
+    return children
 
 
 def _pid_inside(pid: int) -> int:
@@ -486,22 +513,21 @@ def _reset_signals() -> None:
 
 
 def _run_spawned(
-    configuration: Configuration, argv: list[str], descriptors: list[int], holder: int
+    configuration: Configuration, argv: list[str], descriptors: dict[int, int], *, holder: int, root: str
 ) -> NoReturn:
     """In a fresh child: into the cgroup and the mounts, and execute; failures go to stderr, status 126."""
     try:
+        # Above all wanted numbers first: one of them may stand where another belongs.
+        above = max((2, *descriptors)) + 1
+        high = {number: _dup_above(fd, above) for number, fd in descriptors.items()}
         _join(configuration["cgroup_procs"])
         if holder:
             namespace = os.open(f"/proc/{holder}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            linux.setns(namespace, linux.CLONE_NEWNS)
-        elif configuration["root"]:
-            _bind_root(configuration["root"])
-        high = [_dup_above(fd, 100 + len(descriptors)) for fd in descriptors]
-        for number, fd in enumerate(high):
+            linux.setns(_dup_above(namespace, above), linux.CLONE_NEWNS)
+        if root:
+            _bind_root(root)
+        for number, fd in high.items():
             os.dup2(fd, number)
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # CRIU needs as many descriptors as the job has, and more; the soft limit is what it starts with.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         _reset_signals()
         os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted
     except (OSError, StageError) as error:

@@ -1,0 +1,146 @@
+"""Pipes and terminals that a workload shares with processes outside, and what takes their place at restore.
+
+Rules:
+- CRIU says nothing about such a pipe: dump and restore succeed, and the job dies of SIGPIPE at its first
+  write. So every one that is recorded must be inherited again: a log, /dev/null, or a pipe to somebody.
+- A terminal from outside must be named at the dump as well (`external`), or the dump is refused.
+Source: criu/tty.c, get_tty_driver(); criu/files.c, inherited_fd(); criu/pipes.c.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from ckpt.model.workload import OutsideFile, OutsideKind
+from ckpt.units import Pid
+
+_PTMX: Final = os.makedev(5, 2)
+_PTS_MAJORS: Final = range(136, 144)
+_TTY_MAJORS: Final = (4, 204)
+"""Virtual consoles and ttyS*, ttyAMA*: a workload that holds one always holds an outside one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    pid: Pid
+    fd: int
+    writes: bool
+    reads: bool
+
+
+def outside_files(workload: Collection[Pid]) -> tuple[OutsideFile, ...]:
+    """The pipes whose other end, and the terminals whose master, is not held in the workload.
+
+    Each is told once, with its first holder. Processes and descriptors that vanish meanwhile are left out.
+    The processes of the host are searched only if a pipe is open in one direction alone.
+    """
+    pipes: dict[str, list[_Held]] = {}
+    terminals: dict[str, tuple[_Held, int]] = {}
+    masters: set[int] = set()
+    for pid in workload:
+        for fd, target in _descriptors(pid):
+            if target.startswith("pipe:["):
+                pipes.setdefault(target, []).append(_held(pid, fd))
+            elif target.startswith("/dev/"):
+                with suppress(OSError):
+                    _note_terminal(pid, fd, terminals, masters)
+    found = [
+        OutsideFile(kind=OutsideKind.TTY, key=key, pid=held.pid, fd=held.fd, writes=held.writes)
+        for key, (held, index) in terminals.items()
+        if index not in masters
+    ]
+    lonely = {key for key, holders in pipes.items() if not _both_ways(holders)}
+    shared = _held_elsewhere(lonely, frozenset(workload)) if lonely else set()
+    found += [
+        OutsideFile(
+            kind=OutsideKind.PIPE,
+            key=key,
+            pid=pipes[key][0].pid,
+            fd=pipes[key][0].fd,
+            writes=pipes[key][0].writes,
+        )
+        for key in pipes
+        if key in shared
+    ]
+    return tuple(found)
+
+
+def dump_externals(files: Iterable[OutsideFile]) -> tuple[str, ...]:
+    """The values of CRIU's option `external` for the dump: terminals alone need one."""
+    return tuple(file.key for file in files if file.kind is OutsideKind.TTY)
+
+
+def open_substitute(file: OutsideFile, *, log: str, terminal: int = -1) -> int:
+    """A descriptor to be inherited in place of the file; the caller closes it.
+
+    Args:
+        file: What it stands for.
+        log: What the workload writes goes to the end of this file; it is made if it is missing.
+        terminal: A descriptor to duplicate instead, of a terminal or of a pipe to the attached process.
+
+    What the workload reads from a pipe is at its end at once. A terminal without `terminal` becomes the log
+    for what is written, and cannot be read.
+    """
+    if terminal >= 0:
+        return os.dup(terminal)
+    if file.writes:
+        return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _note_terminal(pid: Pid, fd: int, terminals: dict[str, tuple[_Held, int]], masters: set[int]) -> None:
+    status = os.stat(f"/proc/{pid}/fd/{fd}")
+    if not stat.S_ISCHR(status.st_mode):
+        return
+    if status.st_rdev == _PTMX:
+        masters.add(int(_fdinfo(pid, fd)["tty-index"]))
+        return
+    major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
+    if major in _PTS_MAJORS:
+        index = (major - _PTS_MAJORS.start) * 256 + minor
+    elif major in _TTY_MAJORS:
+        index = -1
+    else:
+        return
+    # CRIU prints both numbers as stat(2) gives them, in hexadecimal.
+    key = f"tty[{status.st_rdev:x}:{status.st_dev:x}]"
+    terminals.setdefault(key, (_held(pid, fd), index))
+
+
+def _held(pid: Pid, fd: int) -> _Held:
+    mode = os.O_RDWR
+    with suppress(OSError):
+        mode = int(_fdinfo(pid, fd)["flags"], 8) & os.O_ACCMODE
+    return _Held(pid=pid, fd=fd, writes=mode != os.O_RDONLY, reads=mode != os.O_WRONLY)
+
+
+def _both_ways(holders: Iterable[_Held]) -> bool:
+    each = list(holders)
+    return any(held.writes for held in each) and any(held.reads for held in each)
+
+
+def _held_elsewhere(keys: set[str], workload: Collection[Pid]) -> set[str]:
+    found: set[str] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and Pid(int(name)) not in workload:
+            found.update(target for _fd, target in _descriptors(Pid(int(name))) if target in keys)
+            if found == keys:
+                break
+    return found
+
+
+def _descriptors(pid: Pid) -> Iterator[tuple[int, str]]:
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                yield int(name), os.readlink(f"/proc/{pid}/fd/{name}")
+
+
+def _fdinfo(pid: Pid, fd: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as stream:
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in stream)}
