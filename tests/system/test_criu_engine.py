@@ -20,7 +20,10 @@ import pytest
 
 from ckpt.errors import CkptError, CriuMissing, CriuStuck, DumpFailed, Interrupted, RestoreFailed
 from ckpt.host.criu import engine
+from ckpt.host.criu.kdat import KernelCache, is_useful, restore_join
+from ckpt.host.criu.launch import launch_child
 from ckpt.host.criu.locate import find_criu
+from ckpt.host.criu.netlock import list_tables, remove_table, run_id_in, table_of
 from ckpt.host.criu.pstree import read_inventory, read_tasks
 from ckpt.host.criu.request import DumpRequest, RestoreRequest
 from ckpt.host.criu.timens import read_instant
@@ -357,6 +360,17 @@ def test_criu_killed_in_the_middle_of_a_dump_leaves_the_task_running(
     subject.assert_counts_on()
 
 
+def test_a_cancel_after_the_commit_point_changes_nothing(criu: Path, subject: Subject, images: Path) -> None:
+    with Worker.start(criu) as worker:
+        engine.dump(worker, dump_request(subject, images, leave_running=False))
+    subject.process.wait(SPAN_S)
+    with Worker.start(criu) as worker:
+        hooks = {"pre-resume": lambda _: worker.cancel()}
+        outcome = engine.restore(worker, restore_request(images), hooks)
+    with killed_after(outcome.pid):
+        subject.assert_counts_on()
+
+
 def test_a_restore_that_is_cancelled_in_a_hook_leaves_nothing(
     criu: Path, subject: Subject, images: Path
 ) -> None:
@@ -406,6 +420,7 @@ def test_an_image_set_tells_its_tasks_its_instant_and_its_namespaces(
     inventory = read_inventory(images)
     assert inventory.own_namespaces == frozenset()
     assert len(inventory.run_id) == 36
+    assert table_of(inventory.run_id) not in list_tables()
     assert 0 < read_instant(images).monotonic_ns <= time.monotonic_ns()
 
 
@@ -435,3 +450,86 @@ def test_every_descriptor_and_process_is_given_back(criu: Path) -> None:
     for _ in range(3):
         engine.version(criu)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+CONNECTED = """
+import socket, sys, time
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+peer, _ = server.accept()
+count = 0
+while True:
+    client.sendall(b"x")
+    assert peer.recv(1) == b"x"
+    count += 1
+    with open(sys.argv[1] + ".new", "w") as file:
+        file.write(str(count))
+    import os; os.replace(sys.argv[1] + ".new", sys.argv[1])
+    time.sleep(0.005)
+"""
+
+
+def test_the_table_of_a_dump_that_was_killed_is_removed_by_its_name(
+    criu: Path, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "COUNTER", CONNECTED)
+    with own_cgroup("tcp") as cgroup:
+        subject = Subject(tmp_path, cgroup)
+        try:
+            with Worker.start(criu) as worker, pytest.raises(CkptError, match="SIGKILL"):
+                engine.dump(
+                    worker,
+                    dump_request(subject, images, tcp_established=True),
+                    {"post-dump": lambda _: os.kill(worker.pid, signal.SIGKILL)},
+                )
+            ours = table_of(run_id_in(images.parent / "work" / "dump.log"))
+            assert ours == table_of(read_inventory(images).run_id)
+            assert ours in list_tables()
+            assert remove_table(ours)
+            assert not remove_table(ours)
+            assert ours not in list_tables()
+        finally:
+            subject.process.kill()
+            subject.process.wait()
+
+
+def test_an_established_connection_goes_on_after_the_dump_and_its_table_is_gone(
+    criu: Path, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "COUNTER", CONNECTED)
+    with own_cgroup("tcp-ok") as cgroup:
+        subject = Subject(tmp_path, cgroup)
+        try:
+            with Worker.start(criu) as worker, pytest.raises(DumpFailed, match="established TCP"):
+                engine.dump(worker, dump_request(subject, images))
+            shutil.rmtree(images)
+            images.mkdir()
+            with Worker.start(criu) as worker:
+                engine.dump(worker, dump_request(subject, images, tcp_established=True))
+            subject.assert_counts_on()
+            assert table_of(read_inventory(images).run_id) not in list_tables()
+        finally:
+            subject.process.kill()
+            subject.process.wait()
+
+
+@pytest.mark.skipif(not is_useful(), reason="CRIU keeps its cache here by itself, or / is shared")
+def test_a_restore_with_the_kernel_cache_is_in_the_hosts_mount_namespace(
+    criu: Path, subject: Subject, images: Path, tmp_path: Path
+) -> None:
+    dumped(criu, subject, images)
+    at_dump = subject.count()
+    run_before = sorted(os.listdir("/run"))
+    mounts_before = Path("/proc/self/mountinfo").read_text()
+    launcher = KernelCache(directory=tmp_path).launcher(criu, launch_child)
+    with Worker.start(criu, launcher=launcher) as worker:
+        assert sorted(os.listdir(f"/proc/{worker.pid}/root/run")) == sorted(
+            {*(name for name in run_before if not name.startswith("criu.kdat")), "criu.kdat"}
+        )
+        outcome = engine.restore(worker, restore_request(images, join_namespaces=(restore_join(),)))
+    with killed_after(outcome.pid):
+        assert os.readlink(f"/proc/{outcome.pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+        await_that(lambda: subject.count() > at_dump, "it counts on")
+    assert "Loaded kdat cache" in outcome.log.read_text()
+    assert sorted(os.listdir("/run")) == run_before
+    assert Path("/proc/self/mountinfo").read_text() == mounts_before

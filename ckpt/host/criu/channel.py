@@ -105,13 +105,13 @@ class Channel:
         except OSError as error:
             raise EndedError(self._child.wait(_END_TIMEOUT)) from error
 
-    def receive(self, deadline: Nanoseconds) -> tuple[Any, int | None]:
+    def receive(self, deadline: Nanoseconds, *, cancellable: bool = True) -> tuple[Any, int | None]:
         """Wait for one message until `deadline` (CLOCK_MONOTONIC); the descriptor that it carries is yours.
 
         Raises:
             EndedError, OutOfTimeError, CancelledError: as their docstrings say.
         """
-        self._await_readable(deadline)
+        self._await_readable(deadline, cancellable=cancellable)
         fds = array.array("i")
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(
@@ -176,10 +176,11 @@ class Channel:
             os.close(self._pidfd)
         return status
 
-    def _await_readable(self, deadline: Nanoseconds) -> None:
+    def _await_readable(self, deadline: Nanoseconds, *, cancellable: bool) -> None:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        poll.register(self._cancelled, select.POLLIN)
+        if cancellable:
+            poll.register(self._cancelled, select.POLLIN)
         if self._pidfd >= 0:
             # A restored task, or a launcher, may hold a copy of CRIU's end: then its death closes nothing.
             poll.register(self._pidfd, select.POLLIN)

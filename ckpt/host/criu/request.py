@@ -75,7 +75,7 @@ class DumpRequest:
     The log, its config file and the statistics are written to `work` (default: the images' directory).
     `freeze_cgroup` is the directory of the cgroup that is, or will be by the end of the pre-dump hook,
     frozen: it must be given for a frozen cgroup, or CRIU hangs and ending it destroys the workload.
-    Established TCP connections are locked with nftables. `timeout` bounds CRIU's own work, hooks not
+    With `tcp_established` connections are kept, and locked with nftables for that time; else nothing is locked. `timeout` bounds CRIU's own work, hooks not
     counted; `seize_timeout_s` is CRIU's own limit for stopping the tasks.
     """
 

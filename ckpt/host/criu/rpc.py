@@ -90,8 +90,10 @@ def _message(kind: int, request: DumpRequest | RestoreRequest, *, network: bool)
     options.manage_cgroups_mode = _CGROUP_MODES[request.cgroup_mode]
     options.external.extend(request.externals)
     if network:
-        # CRIU's default wants iptables' programs, which a host of today may lack.
-        options.network_lock = rpc.NFTABLES
+        # CRIU's default wants iptables' programs, which a host of today may lack. And with any lock but SKIP it
+        # makes its table for every dump, under the freeze, also where no connection will be locked; it stays
+        # behind when the tasks do not go on here (criu/net.c, network_lock, network_unlock).
+        options.network_lock = rpc.NFTABLES if request.tcp_established else rpc.SKIP
     if request.work_directory != request.images:
         options.config_file = str(_write_config(request))
     return message

@@ -27,6 +27,9 @@ from ckpt.host.criu.outcome import CriuVersion
 from ckpt.host.criu.pb import rpc
 from ckpt.units import SECOND, Nanoseconds, Pid
 
+COMMIT_POINTS: Final = frozenset(("post-dump", "post-restore"))
+"""A successful reply there lets CRIU end the dumped tasks, or lets the restored ones go."""
+
 START_TIMEOUT: Final = Nanoseconds(30 * SECOND)
 
 
@@ -60,6 +63,9 @@ class Worker:
         self._version: CriuVersion | None = None
         self._left: Nanoseconds = START_TIMEOUT
         self._operation = "its start"
+        self._phase = ""
+        self._cancellable = True
+        self._rolled_back = False
 
     @classmethod
     def start(
@@ -141,7 +147,9 @@ class Worker:
         """
         began = time.monotonic_ns()
         try:
-            response, fd = self._channel.receive(Nanoseconds(began + self._left))
+            response, fd = self._channel.receive(
+                Nanoseconds(began + self._left), cancellable=self._cancellable
+            )
         except EndedError as error:
             self._died(error)
         except OutOfTimeError:
@@ -154,16 +162,28 @@ class Worker:
             raise Interrupted(operation=self._operation) from None
         self._left = Nanoseconds(max(0, self._left - (time.monotonic_ns() - began)))
         if response.type != rpc.NOTIFY:
+            if self._rolled_back:
+                self._channel.close()
+                raise Interrupted(operation=self._operation)
             return Received(response=response)
+        self._phase = response.notify.script
         pid = Pid(response.notify.pid) if response.notify.HasField("pid") else None
         return Received(response=response, notice=Notice(phase=response.notify.script, pid=pid, fd=fd))
 
     def reply(self, *, success: bool, externals: Sequence[str] = ()) -> None:
-        """Answer the notice that CRIU waits in.
+        """Answer the notice that CRIU waits in; after cancel(), with a failure whatever `success` says.
+
+        A successful answer at a commit point cannot be taken back: cancel() does nothing from then on.
 
         Raises:
             CriuDied: CRIU is gone.
         """
+        if self._cancellable and self._channel.is_cancelled:
+            # CRIU rolls back by itself, which is gentler than its end: connections are unlocked, too.
+            success = False
+            self._rolled_back = True
+        if self._rolled_back or (success and self._phase in COMMIT_POINTS):
+            self._cancellable = False
         message = rpc.criu_req(type=rpc.NOTIFY, notify_success=success)
         if externals:
             message.opts.images_dir_fd = -1
@@ -179,9 +199,10 @@ class Worker:
         return self._channel.last_words
 
     def cancel(self) -> None:
-        """End CRIU as soon as it works again: now, or when the present hook has returned.
+        """Give the request up: in a hook, by a failing reply when it returns; else by the end of CRIU, now.
 
-        May be called from any thread and from a signal handler. The caller of the request gets Interrupted.
+        May be called from any thread and from a signal handler. The caller of the request gets Interrupted,
+        unless the commit point had been passed.
         """
         self._channel.cancel()
 
