@@ -32,7 +32,7 @@ from ckpt.flow.undo import Undo
 from ckpt.model.checkpoint import CarriedFile, Checkpoint, DumpOptions, DumpStatistics, ImageSet
 from ckpt.model.reports import DumpReport
 from ckpt.model.target import Target, TargetRef
-from ckpt.model.workload import ExternalMount, Tree
+from ckpt.model.workload import ExternalMount, OutsideFile, Tree
 from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid, Tag
 
 ATTEMPTS_MAX: Final = 3
@@ -159,6 +159,7 @@ class _Dump:
     view: FrozenView | None = None
     images: list[_TreeImages] = field(default_factory=list)
     mounts: dict[Pid, tuple[ExternalMount, ...]] = field(default_factory=dict)
+    outside: tuple[OutsideFile, ...] = ()
     froze_at: Nanoseconds = Nanoseconds(0)
     frozen_ns: Nanoseconds = Nanoseconds(0)
     dump_ns: Nanoseconds = Nanoseconds(0)
@@ -177,6 +178,7 @@ class _Dump:
         for attempt in range(ATTEMPTS_MAX):
             survey = self.ports.inspector.survey(self.target)
             self.warnings = survey.warnings
+            self.outside = self.ports.dumper.outside_files(survey.trees)
             self.mounts = {tree.root: self.ports.dumper.external_mounts(tree) for tree in survey.trees}
             started = [self.ports.dumper.start(self.operation, tree) for tree in survey.trees]
             try:
@@ -279,7 +281,7 @@ class _Dump:
             self.dump_ns = Nanoseconds(self.dump_ns + clock.stopwatch() - began)
             tree = next(tree for tree in self._view.trees if tree.root == root)
             images = _TreeImages(tree=tree, directory=directory)
-            images.carried = self.ports.dumper.carry(directory, self.operation.staging, self._view, tree)
+            images.carried = self.ports.dumper.carry(directory, self.operation.staging, self._view)
             self.images.append(images)
             self.operation.note_phase("written")
             if self._hold:
@@ -292,6 +294,7 @@ class _Dump:
             cgroup=self.freezer.cgroup,
             options=self.call.options,
             external_mounts=self.mounts.get(root, ()),
+            outside_files=self.outside,
             leave_running=not self._hold,
             before=before,
             stopped=stopped,
@@ -306,7 +309,7 @@ class _Dump:
             external_mounts=tuple(
                 {mount.key: mount for mounts in self.mounts.values() for mount in mounts}.values()
             ),
-            outside_files=ports.dumper.outside_files(view),
+            outside_files=self.outside,
         )
         if self.call.stop:
             self.frozen_ns = Nanoseconds(ports.clock.stopwatch() - self.froze_at)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
 from ckpt.model.checkpoint import (
@@ -179,6 +178,7 @@ class TreeDump(Protocol):
         cgroup: str,
         options: DumpOptions,
         external_mounts: tuple[ExternalMount, ...],
+        outside_files: tuple[OutsideFile, ...],
         leave_running: bool,
         before: Callable[[], None],
         stopped: Callable[[], None],
@@ -191,6 +191,7 @@ class TreeDump(Protocol):
             cgroup: The cgroup that is, or in `before` will be, frozen.
             options: What CRIU is told.
             external_mounts: Mounts that are not saved.
+            outside_files: What the workload shares with processes outside.
             leave_running: False lets CRIU kill the tree, with its connections locked, after `stopped`.
             before: Called when CRIU is ready to begin: the place to freeze.
             stopped: Called when the images are written and the tasks still stand.
@@ -212,12 +213,10 @@ class Dumper(Protocol):
     def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:
         """The mounts of a tree with its own mount namespace that are taken from the host at restore."""
 
-    def outside_files(self, view: FrozenView) -> tuple[OutsideFile, ...]:
+    def outside_files(self, trees: tuple[Tree, ...]) -> tuple[OutsideFile, ...]:
         """Pipes and terminals that the workload shares with processes outside."""
 
-    def carry(
-        self, images: str, staging: str, view: FrozenView, tree: Tree
-    ) -> tuple[tuple[CarriedFile, str], ...]:
+    def carry(self, images: str, staging: str, view: FrozenView) -> tuple[tuple[CarriedFile, str], ...]:
         """Copy what CRIU will not keep into `staging`, in the `stopped` call.
 
         Each file comes with the path of its copy; its content has no chunks yet.
@@ -235,21 +234,6 @@ class Dumper(Protocol):
 
     def timers(self, images: str) -> tuple[PendingTimer, ...]:
         """The armed timers that CRIU recorded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestorePlace:
-    """Where a workload is restored to.
-
-    `cgroup` is an absolute path, or "" for one of our own that is named after the job. With `new_pids`
-    the trees get a PID namespace of their own. With `attach` their output goes to this process's.
-    """
-
-    job: JobName
-    cgroup: str
-    cgroups: tuple[CgroupRecord, ...]
-    new_pids: bool
-    attach: bool
 
 
 class RestoreSession(Protocol):
@@ -277,6 +261,10 @@ class RestoreSession(Protocol):
     def cgroup(self) -> str:
         """The absolute path of the cgroup that the workload is restored into."""
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What of the recorded cgroups this host refused, in sentences."""
+
     def commit(self, checkpoint: CheckpointId) -> None:
         """Let all trees go on, and file the workload as a job that came from `checkpoint`. From here on the workload lives, whatever happens to this process."""
 
@@ -290,14 +278,32 @@ class Restorer(Protocol):
     def check_pids(self, trees: tuple[Tree, ...]) -> tuple[str, ...]:
         """A sentence for every pid that is needed and taken, with the name of the process that has it."""
 
-    def session(self, place: RestorePlace, operation: Operation) -> RestoreSession:
+    def session(
+        self,
+        *,
+        job: JobName,
+        cgroup: str,
+        cgroups: tuple[CgroupRecord, ...],
+        new_pids: bool,
+        trees: tuple[Tree, ...],
+        operation: Operation,
+    ) -> RestoreSession:
         """Prepare the cgroups and the process that will be the parent of what is restored.
+
+        Args:
+            job: The name that it will be filed under.
+            cgroup: An absolute path, or "" for one of our own that is named after the job.
+            cgroups: The recorded cgroups, made where they are missing.
+            new_pids: Give the trees a PID namespace of their own.
+            trees: All that will be restored.
+            operation: Where it is noted.
 
         Raises:
             WrongState: the job runs, or the cgroup holds processes.
+            HostMismatch: the cgroup cannot be made here.
         """
 
-    def put_back(self, carried: tuple[tuple[CarriedFile, str], ...]) -> Callable[[], None]:
+    def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> Callable[[], None]:
         """Put carried files where they are needed and missing; the answer undoes it."""
 
 

@@ -17,7 +17,6 @@ from ckpt.flow.ports import (
     Inspector,
     Operation,
     Operations,
-    RestorePlace,
     Restorer,
     RestoreSession,
     Store,
@@ -27,7 +26,7 @@ from ckpt.model.checkpoint import Checkpoint, ImageSet
 from ckpt.model.clocks import TimePolicy, clocks_at_restore
 from ckpt.model.inodes import IDENTITY_DIFFERENCES, FileChange, InodePolicy
 from ckpt.model.reports import RestoreReport
-from ckpt.model.workload import Tree
+from ckpt.model.workload import TargetKind, Tree
 from ckpt.units import JobName, Nanoseconds, Pid
 
 REASONS_MAX: Final = 20
@@ -44,7 +43,6 @@ class RestoreCall:
     inodes: InodePolicy
     new_pids: bool
     cgroup: str
-    attach: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +81,16 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
         )
         operation.guard()
         undo.on_failure("remove what was put back", ports.restorer.put_back(carried))
-        place = RestorePlace(
-            job=call.job or checkpoint.job or JobName(checkpoint_id[:12]),
-            cgroup=call.cgroup,
+        job = call.job or checkpoint.job or JobName(checkpoint_id[:12])
+        restore_began = clock.stopwatch()
+        session = ports.restorer.session(
+            job=job,
+            cgroup=_cgroup(call, checkpoint),
             cgroups=checkpoint.workload.cgroups,
             new_pids=call.new_pids,
-            attach=call.attach,
+            trees=checkpoint.workload.trees,
+            operation=operation,
         )
-        restore_began = clock.stopwatch()
-        session = ports.restorer.session(place, operation)
         undo.on_failure("remove what was restored", session.abort)
         pids = _add_trees(call, checkpoint, session, operation, clock)
         operation.note_phase("restored")
@@ -99,15 +98,23 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
         restore_ns = Nanoseconds(clock.stopwatch() - restore_began)
     return RestoreReport(
         id=checkpoint_id,
-        job=place.job,
+        job=job,
         pid=pids[0],
         pids=pids,
         cgroup=session.cgroup,
         restore_ns=restore_ns,
         total_ns=Nanoseconds(clock.stopwatch() - began),
         file_changes=changes,
-        warnings=warnings,
+        warnings=warnings + session.problems,
     )
+
+
+def _cgroup(call: RestoreCall, checkpoint: Checkpoint) -> str:
+    """The cgroup that was asked for, else the workload's own; "" for one that is named after the job."""
+    workload = checkpoint.workload
+    if call.cgroup or call.new_pids or workload.kind is not TargetKind.CGROUP:
+        return call.cgroup
+    return workload.cgroup
 
 
 def _judge_files(

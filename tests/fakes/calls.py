@@ -49,7 +49,6 @@ def restore_call(*, inodes: InodePolicy = InodePolicy.KEEP, new_pids: bool = Fal
         inodes=inodes,
         new_pids=new_pids,
         cgroup="",
-        attach=False,
     )
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from fakes.values import CLOCKS, HOST, a_tree, an_image_file
 
 from ckpt.errors import DumpFailed, NoSpace, ObjectMissing, RestoreFailed
-from ckpt.flow.ports import RestorePlace
 from ckpt.model.checkpoint import CarriedFile, Checkpoint, DumpOptions, DumpStatistics, HostFacts, StoredFile
 from ckpt.model.clocks import Clocks, ClockTarget, PendingTimer
 from ckpt.model.inodes import FileChange, InodeRecord
@@ -220,6 +219,7 @@ class FakeTreeDump:
         cgroup: str,
         options: DumpOptions,
         external_mounts: tuple[ExternalMount, ...],
+        outside_files: tuple[OutsideFile, ...],
         leave_running: bool,
         before: Callable[[], None],
         stopped: Callable[[], None],
@@ -252,12 +252,10 @@ class FakeDumper:
     def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:
         return ()
 
-    def outside_files(self, view: FakeView) -> tuple[OutsideFile, ...]:
+    def outside_files(self, trees: tuple[Tree, ...]) -> tuple[OutsideFile, ...]:
         return ()
 
-    def carry(
-        self, images: str, staging: str, view: FakeView, tree: Tree
-    ) -> tuple[tuple[CarriedFile, str], ...]:
+    def carry(self, images: str, staging: str, view: FakeView) -> tuple[tuple[CarriedFile, str], ...]:
         assert self.world.frozen
         self.world.step("carry")
         return ()
@@ -274,6 +272,7 @@ class FakeDumper:
 
 class FakeSession:
     cgroup = "/cgroup/restored"
+    problems: tuple[str, ...] = ()
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -310,11 +309,11 @@ class FakeRestorer:
         self.world.step("check pids")
         return self.world.taken_pids
 
-    def session(self, place: RestorePlace, operation: FakeOperation) -> FakeSession:
+    def session(self, **place: object) -> FakeSession:
         self.world.step("session")
         return FakeSession(self.world)
 
-    def put_back(self, carried: tuple[tuple[CarriedFile, str], ...]) -> Callable[[], None]:
+    def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> Callable[[], None]:
         self.world.step("put back")
         self.world.put_back = True
 
