@@ -89,7 +89,9 @@ class _ControlV2:
     def freeze(self, timeout: Nanoseconds) -> None:
         cgroups.write(self.cgroup, "cgroup.freeze", "1")
         if not self._await_event("frozen 1", timeout):
-            raise _timed_out(self, timeout)
+            tasks = unfrozen_tasks(self.cgroup, waiting_only=False)
+            self.thaw()
+            raise FreezeTimeout(cgroup=self.cgroup, timeout_ms=timeout / 1e6, tasks=tasks)
 
     def thaw(self) -> None:
         with _gone_is_fine():
@@ -133,7 +135,9 @@ class _ControlV1:
         cgroups.write(self.cgroup, "freezer.state", "FROZEN")
         # There is no notification: reading the state is what makes the kernel look at the tasks.
         if not _await(self.frozen, lambda: time.sleep(_POLL_MS / 1000), timeout):
-            raise _timed_out(self, timeout)
+            self.thaw()
+            tasks = unfrozen_tasks(self.cgroup, waiting_only=True)
+            raise FreezeTimeout(cgroup=self.cgroup, timeout_ms=timeout / 1e6, tasks=tasks)
 
     def thaw(self) -> None:
         with _gone_is_fine():
@@ -189,12 +193,6 @@ def _await_all(ending: select.poll, count: int, deadline: int) -> None:
         for fd, _event in ending.poll(left / 1e6):
             ended.add(fd)
             ending.unregister(fd)
-
-
-def _timed_out(control: Control, timeout: Nanoseconds) -> FreezeTimeout:
-    tasks = unfrozen_tasks(control.cgroup)
-    control.thaw()
-    return FreezeTimeout(cgroup=control.cgroup, timeout_ms=timeout / 1e6, tasks=tasks)
 
 
 def _cannot_kill(cgroup: str) -> OsRefused:

@@ -20,15 +20,23 @@ _FRAMES_MAX = 3
 _FROZEN_IN = frozenset(("get_signal", "do_freezer_trap", "__refrigerator", "do_signal_stop", "ptrace_stop"))
 
 
-def unfrozen_tasks(cgroup: str) -> tuple[str, ...]:
-    """A phrase for each task that is still not frozen, those that wait in the kernel first; at most TASKS_MAX."""
+def unfrozen_tasks(cgroup: str, *, waiting_only: bool) -> tuple[str, ...]:
+    """A phrase for each task that is still not frozen, those that wait in the kernel first; at most TASKS_MAX.
+
+    Args:
+        cgroup: The cgroup, with all below it.
+        waiting_only: Name only tasks in state D. For version 1, after the thaw: a task that it froze in its
+            sleep looks like one that waits in the kernel, as long as it is frozen.
+    """
     found: list[tuple[bool, str]] = []
     for each in cgroups.with_all_below(cgroup):
         if "frozen 1" in cgroups.read_or_empty(each, "cgroup.events"):
             continue
         for tid in cgroups.threads_in(each):
             stat = stat_of(tid)
-            if stat is not None and not stat.ended and _wchan(tid) not in _FROZEN_IN:
+            if stat is None or stat.ended or (waiting_only and stat.state != "D"):
+                continue
+            if _wchan(tid) not in _FROZEN_IN:
                 found.append((stat.state != "D", _phrase(stat)))
     found.sort()
     phrases = tuple(phrase for _, phrase in found[:TASKS_MAX])
