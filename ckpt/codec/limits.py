@@ -29,3 +29,6 @@ PATH_BYTES_MAX: Final = 4096
 
 COMPONENT_BYTES_MAX: Final = 255
 """Bytes of one component of a path (NAME_MAX of <linux/limits.h>)."""
+
+TAG_SERIAL_MAX: Final = 99_999_999
+"""The highest serial of a tag mark: eight digits."""

@@ -23,6 +23,8 @@ type_names: Final = {
 }
 """What a scalar is called in a sentence."""
 
+_NIL: Final = b"\xc0"
+
 Scalar = bool | int | str | bytes | None
 Plain = Scalar | list["Plain"] | dict[str, "Plain"]
 
@@ -48,7 +50,7 @@ class Reader:
     def __init__(self, content: bytes) -> None:
         if len(content) > DOCUMENT_BYTES_MAX:
             raise Refused(f"{len(content)} bytes, and {DOCUMENT_BYTES_MAX} is the most")
-        self._length = len(content)
+        self._content = content
         # Containers are never unpacked, only their headers are read: so none may be longer than nothing.
         self._unpacker = msgpack.Unpacker(
             raw=False,
@@ -70,6 +72,11 @@ class Reader:
             return value
         raise Refused(f"a {type(value).__name__} where a plain value belongs")
 
+    def nothing_follows(self) -> bool:
+        """Whether the next piece is "nothing"; it stays there."""
+        place = self._unpacker.tell()
+        return self._content[place : place + 1] == _NIL
+
     def items(self) -> int:
         """How many items the list has that begins here."""
         count = self._next(self._unpacker.read_array_header)
@@ -86,7 +93,7 @@ class Reader:
 
     def end(self) -> None:
         """Refuse anything that follows."""
-        rest = self._length - self._unpacker.tell()
+        rest = len(self._content) - self._unpacker.tell()
         if rest:
             raise Refused(f"{rest} bytes too many at its end")
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ckpt.codec import names
-from ckpt.codec.limits import CHUNK_BYTES_MAX
+from ckpt.codec.limits import CHUNK_BYTES_MAX, TAG_SERIAL_MAX
 from ckpt.codec.packed import Refused
+from ckpt.codec.records import StoreConfig, TagMark
 from ckpt.model.checkpoint import CarriedFile, Checkpoint, Chunk, ImageSet, StoredFile
+from ckpt.units import PAGE_BYTES
 
 _MODE_BITS: Final = 0o7777
 
@@ -53,10 +55,23 @@ def _check_checkpoint(checkpoint: Checkpoint) -> None:
         _refuse("image_sets", f"{images} image sets for {trees} trees")
 
 
+def _check_store_config(config: StoreConfig) -> None:
+    size = config.chunk_bytes
+    if size % PAGE_BYTES or not PAGE_BYTES <= size <= CHUNK_BYTES_MAX:
+        _refuse("chunk_bytes", f"{size} is not a multiple of {PAGE_BYTES} up to {CHUNK_BYTES_MAX}")
+
+
+def _check_tag_mark(mark: TagMark) -> None:
+    if not 0 < mark.serial <= TAG_SERIAL_MAX:
+        _refuse("serial", f"{mark.serial} is not between 1 and {TAG_SERIAL_MAX}")
+
+
 RULES: Final[Mapping[type[Any], Callable[[Any], None]]] = {
     Chunk: _check_chunk,
     StoredFile: _check_stored_file,
     ImageSet: _check_image_set,
     CarriedFile: _check_carried_file,
     Checkpoint: _check_checkpoint,
+    StoreConfig: _check_store_config,
+    TagMark: _check_tag_mark,
 }

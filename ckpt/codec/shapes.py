@@ -41,15 +41,8 @@ class Shape(Protocol):
         """The value that comes next, checked."""
 
 
-class ScalarShape(Shape, Protocol):
-    """The shape of a value that is one scalar."""
-
-    def accept(self, plain: Scalar) -> Any:
-        """The value of this scalar, checked."""
-
-
 def shape_of(type_: Any) -> Shape:
-    """The shape of a type of the model: a dataclass, enum, NewType, tuple, optional scalar, int, str, bool."""
+    """The shape of a type of the model: a dataclass, enum, NewType, tuple, int, str, bool, or None."""
     return _shape_of(type_)
 
 
@@ -64,10 +57,10 @@ def _shape_of(type_: Any) -> Shape:
     arguments = typing.get_args(type_)
     if typing.get_origin(type_) is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         return _Sequence(shape_of(arguments[0]))
-    if isinstance(type_, types.UnionType) and len(arguments) == 2 and arguments[1] is type(None):
-        inner = shape_of(arguments[0])
-        if isinstance(inner, _Scalar):
-            return _Optional(inner)
+    # "NewType | None" is a typing.Union, "int | None" a types.UnionType.
+    optional = typing.get_origin(type_) in {typing.Union, types.UnionType}
+    if optional and len(arguments) == 2 and arguments[1] is type(None):
+        return _Optional(shape_of(arguments[0]))
     raise TypeError(type_)
 
 
@@ -161,15 +154,17 @@ class _Choice(_Scalar):
         return member
 
 
-class _Optional(_Scalar):
-    def __init__(self, inner: _Scalar) -> None:
+class _Optional:
+    def __init__(self, inner: Shape) -> None:
         self._inner = inner
 
     def write(self, value: Any) -> Plain:
         return None if value is None else self._inner.write(value)
 
-    def accept(self, plain: Scalar) -> Any:
-        return None if plain is None else self._inner.accept(plain)
+    def read(self, reader: Reader) -> Any:
+        if reader.nothing_follows():
+            return reader.scalar()
+        return self._inner.read(reader)
 
 
 class _Sequence:

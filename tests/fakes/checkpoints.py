@@ -1,0 +1,204 @@
+"""A checkpoint in which every field is used, and others made from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ckpt.model.checkpoint import (
+    CarriedFile,
+    Checkpoint,
+    DumpOptions,
+    DumpStatistics,
+    HostFacts,
+    ImageSet,
+    StoredFile,
+)
+from ckpt.model.clocks import Clocks, PendingTimer, TimeOffsets, TimerKind
+from ckpt.model.inodes import DigestState, FileKind, FileSystem, InodeRecord, Role, RoleKind
+from ckpt.model.workload import (
+    CgroupRecord,
+    CgroupSetting,
+    ExternalMount,
+    Namespace,
+    OutsideFile,
+    OutsideKind,
+    Process,
+    TargetKind,
+    Tree,
+    Workload,
+)
+from ckpt.units import (
+    ByteCount,
+    CheckpointId,
+    DeviceNumber,
+    Digest,
+    InodeNumber,
+    JobName,
+    Nanoseconds,
+    Pid,
+)
+
+CREATED = Nanoseconds(1_800_000_000_123_456_789)
+
+HOST = HostFacts(
+    hostname="forge",
+    kernel="6.18.44",
+    architecture="x86_64",
+    distribution="Debian GNU/Linux 13 (trixie)",
+    cpu_model="A CPU",
+    cpu_flags=("fpu", "sse2", "avx2"),
+    libc="glibc 2.41",
+    criu_version="4.2.1",
+    ckpt_version="0.1.0",
+)
+
+CLOCKS = Clocks(
+    realtime_ns=CREATED,
+    monotonic_ns=Nanoseconds(5_000_000_000_001),
+    boottime_ns=Nanoseconds(6_000_000_000_002),
+    boot_id="5b4b1c3a-0000-4000-8000-000000000000",
+    time_zone="Europe/Berlin",
+    clocksource="tsc",
+)
+
+TIMER = PendingTimer(
+    pid=Pid(4242),
+    kind=TimerKind.TIMERFD,
+    clock="CLOCK_MONOTONIC",
+    value_ns=Nanoseconds(750_000_000),
+    interval_ns=Nanoseconds(1_000_000_000),
+)
+
+OPTIONS = DumpOptions(
+    tcp_established=True,
+    file_locks=True,
+    link_remap=True,
+    shell_job=True,
+    external_unix=True,
+    ghost_limit_bytes=ByteCount(1 << 20),
+)
+
+STATISTICS = DumpStatistics(
+    freezing_ns=Nanoseconds(400_000),
+    frozen_ns=Nanoseconds(18_000_000),
+    memory_dump_ns=Nanoseconds(6_000_000),
+    memory_write_ns=Nanoseconds(3_000_000),
+    pages_scanned=900,
+    pages_written=61,
+)
+
+INODE = InodeRecord(
+    path="/usr/bin/sleep",
+    kind=FileKind.REGULAR,
+    device=DeviceNumber(65024),
+    inode=InodeNumber(393258),
+    generation=2718281828,
+    size_bytes=ByteCount(35664),
+    mode=0o100755,
+    uid=0,
+    gid=0,
+    mtime_ns=Nanoseconds(1_700_000_000_000_000_001),
+    ctime_ns=Nanoseconds(1_700_000_000_000_000_002),
+    btime_ns=Nanoseconds(1_700_000_000_000_000_000),
+    links=1,
+    deleted=False,
+    filesystem=FileSystem(
+        type="ext4",
+        uuid="11111111-2222-3333-4444-555555555555",
+        fsid=0x1122334455667788,
+        source="/dev/vda",
+        mountpoint="/",
+        mount_id=27,
+    ),
+    build_id="b3eb6b0bd4e6bdbd0b0e8f1e1e0f4b9e6f3a1d2c",
+    handle="1:aa0006008fbc7ea2",
+    digest=Digest("c0" * 32),
+    digest_state=DigestState.STABLE,
+    roles=(
+        Role(pid=Pid(4242), kind=RoleKind.EXE, detail=""),
+        Role(pid=Pid(4242), kind=RoleKind.MAP, detail="55d0c0000000-55d0c0006000"),
+    ),
+)
+
+WORKLOAD = Workload(
+    kind=TargetKind.CGROUP,
+    cgroup="/sys/fs/cgroup/app",
+    trees=(
+        Tree(
+            root=Pid(4242),
+            processes=(
+                Process(
+                    pid=Pid(4242),
+                    pid_inside=Pid(1),
+                    parent=Pid(1),
+                    name="sleep",
+                    state="S",
+                    threads=(Pid(4242), Pid(4243)),
+                    command_line=("sleep", "1000", "na\u00efve \udcff"),
+                    uid=0,
+                    gid=0,
+                    capabilities=0x1FFFFFFFFFF,
+                    seccomp=0,
+                    cgroup="inner",
+                ),
+            ),
+            namespaces=(Namespace(kind="pid", inode=4026532200, own=True),),
+            time_offsets=TimeOffsets(monotonic_ns=Nanoseconds(-5), boottime_ns=Nanoseconds(7)),
+        ),
+    ),
+    cgroups=(
+        CgroupRecord(
+            hierarchy="unified",
+            path="/app",
+            settings=(CgroupSetting(name="memory.max", value="max"),),
+            members=(Pid(4242),),
+        ),
+    ),
+    external_mounts=(
+        ExternalMount(key="/dev/shm", mountpoint="/dev/shm", filesystem="tmpfs", source="tmpfs", root="/"),
+    ),
+    outside_files=(OutsideFile(kind=OutsideKind.PIPE, key="pipe:[4242]", pid=Pid(4242), fd=1, writes=True),),
+)
+
+
+def a_checkpoint(
+    *files: StoredFile,
+    job: str | None = "web",
+    created_ns: int = CREATED,
+    carried: StoredFile | None = None,
+    message: str = "before the upgrade",
+) -> Checkpoint:
+    """A checkpoint of one tree with these image files."""
+    return Checkpoint(
+        job=None if job is None else JobName(job),
+        message=message,
+        created_ns=Nanoseconds(created_ns),
+        parent=CheckpointId("de" * 32),
+        frozen_ns=Nanoseconds(21_000_000),
+        dump_ns=Nanoseconds(60_000_000),
+        host=HOST,
+        clocks=CLOCKS,
+        timers=(TIMER,),
+        options=OPTIONS,
+        workload=WORKLOAD,
+        image_sets=(ImageSet(root=Pid(4242), files=files, statistics=STATISTICS),),
+        inodes=(
+            INODE,
+            replace(
+                INODE,
+                path="/tmp/gone",
+                deleted=True,
+                generation=None,
+                btime_ns=None,
+                build_id=None,
+                handle=None,
+                digest=None,
+                digest_state=DigestState.UNREADABLE,
+            ),
+        ),
+        carried_files=(
+            ()
+            if carried is None
+            else (CarriedFile(path="/dev/shm/ring", uid=0, gid=0, mtime_ns=Nanoseconds(-1), content=carried),)
+        ),
+    )
