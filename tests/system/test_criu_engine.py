@@ -20,6 +20,7 @@ import pytest
 
 from ckpt.errors import CkptError, CriuMissing, CriuStuck, DumpFailed, Interrupted, RestoreFailed
 from ckpt.host.criu import engine
+from ckpt.host.criu.imagefile import read_entries, write_entries
 from ckpt.host.criu.kdat import KernelCache, is_useful, restore_join
 from ckpt.host.criu.launch import launch_child
 from ckpt.host.criu.locate import find_criu
@@ -533,3 +534,39 @@ def test_a_restore_with_the_kernel_cache_is_in_the_hosts_mount_namespace(
     assert "Loaded kdat cache" in outcome.log.read_text()
     assert sorted(os.listdir("/run")) == run_before
     assert Path("/proc/self/mountinfo").read_text() == mounts_before
+
+
+@pytest.mark.parametrize("phase", ["pre-restore", "post-restore"])
+def test_a_restore_that_hangs_is_ended_with_every_task_that_it_made(
+    criu: Path, subject: Subject, images: Path, phase: str
+) -> None:
+    dumped(criu, subject, images)
+    at_dump = subject.count()
+    with Worker.start(criu) as worker, pytest.raises(CriuStuck):
+        engine.restore(
+            worker,
+            restore_request(images, timeout=Nanoseconds(SECOND)),
+            {phase: lambda _: os.kill(worker.pid, signal.SIGSTOP)},
+        )
+    assert is_gone(worker.pid)
+    await_that(lambda: is_gone(subject.pid), "nothing is left")
+    assert subject.count() == at_dump
+
+
+def test_an_image_set_is_read_and_written_back_byte_for_byte(
+    criu: Path, subject: Subject, images: Path
+) -> None:
+    with Worker.start(criu) as worker:
+        engine.dump(worker, dump_request(subject, images))
+    kinds = {
+        "inventory.img": ("INVENTORY", "inventory_entry"),
+        "pstree.img": ("PSTREE", "pstree_entry"),
+        "files.img": ("FILES", "file_entry"),
+        "timens-0.img": ("TIMENS", "timens_entry"),
+        f"core-{subject.pid}.img": ("CORE", "core_entry"),
+        f"mm-{subject.pid}.img": ("MM", "mm_entry"),
+    }
+    for name, (kind, message) in kinds.items():
+        before = (images / name).read_bytes()
+        write_entries(images / name, kind, read_entries(images / name, kind, message))
+        assert (images / name).read_bytes() == before, name

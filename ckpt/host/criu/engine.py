@@ -44,10 +44,12 @@ def dump(worker: Worker, request: DumpRequest, hooks: Hooks | None = None) -> Du
         )
     except CriuError as error:
         raise _explained(error, request.log) from error
-    worker.close()
+    # On success CRIU only has to exit: nobody waits for that, least of all under a freeze.
     if raised is not None:
+        worker.close()
         raise raised
     if not answer.success:
+        worker.close()
         raise _failure(DumpFailed, worker, answer, request.log)
     return DumpOutcome(
         pid=request.pid,
@@ -85,7 +87,7 @@ class HeldRestore:
             self._worker.reply(success=True)
         except CriuError as error:
             raise _explained(error, self._request.log) from error
-        return _finish_restore(self._worker, self._request, self._hooks, None)
+        return _finish_restore(self._worker, self._request, self._hooks)
 
     def abort(self) -> None:
         """Remove every task of it; safe to repeat."""
@@ -125,7 +127,7 @@ def restore(worker: Worker, request: RestoreRequest, hooks: Hooks | None = None)
         worker.send(restore_message(request), operation="the restore", timeout=request.timeout)
     except CriuError as error:
         raise _explained(error, request.log) from error
-    return _finish_restore(worker, request, hooks, None)
+    return _finish_restore(worker, request, hooks)
 
 
 def begin_restore(worker: Worker, request: RestoreRequest, hooks: Hooks | None = None) -> HeldRestore:
@@ -167,17 +169,16 @@ def _not_held(
     raise raised or _failure(RestoreFailed, worker, answer, request.log)
 
 
-def _finish_restore(
-    worker: Worker, request: RestoreRequest, hooks: Hooks, raised: BaseException | None
-) -> RestoreOutcome:
+def _finish_restore(worker: Worker, request: RestoreRequest, hooks: Hooks) -> RestoreOutcome:
     try:
         answer, raised = advance(worker, hooks)
     except CriuError as error:
         raise _explained(error, request.log) from error
-    worker.close()
     if raised is not None:
+        worker.close()
         raise raised
     if not answer.success:
+        worker.close()
         raise _failure(RestoreFailed, worker, answer, request.log)
     return RestoreOutcome(
         pid=Pid(answer.restore.pid),
