@@ -103,6 +103,10 @@ def _note_terminal(pid: Pid, fd: int, terminals: dict[str, tuple[_Held, int]], m
     major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
     if major in _PTS_MAJORS:
         index = (major - _PTS_MAJORS.start) * 256 + minor
+        # Numbers are counted in every instance of devpts: one of another instance than the workload's own
+        # is from outside, though a master inside may have its number.
+        if status.st_dev != os.stat(f"/proc/{pid}/root/dev/pts").st_dev:
+            index = -1
     elif major in _TTY_MAJORS:
         index = -1
     else:

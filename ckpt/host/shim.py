@@ -57,6 +57,10 @@ ROLLBACK_TIMEOUT_S = 2.0
 
 _EXEC_ERRNO = struct.Struct("i")
 _CREDENTIALS = struct.Struct("iii")
+_DEVPTS_OPTIONS = "mode=620,gid=5,ptmxmode=666"
+"""As Debian mounts it; 5 is the group tty, fixed in base-passwd."""
+
+_MOUNT_DEVPTS_FLAGS = linux.MS_NOSUID | linux.MS_NOEXEC
 _MOUNT_PROC_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
@@ -439,7 +443,7 @@ def _init_argv(configuration: Configuration, report: socket.socket) -> tuple[lis
     _join(configuration["cgroup_procs"])
     with _stage("make the job's namespaces"):
         linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC)
-    _mount_own_proc()
+    _mount_own()
     with _stage(f"enter {configuration['cwd']}"):
         os.chdir(configuration["cwd"])
     os.umask(configuration["umask"])
@@ -453,7 +457,7 @@ def _holder_argv(configuration: Configuration, pipe_end: int) -> tuple[list[str]
     _join(configuration["cgroup_procs"])
     with _stage("make a mount namespace"):
         linux.unshare(linux.CLONE_NEWNS)
-    _mount_own_proc()
+    _mount_own()
     if configuration["first_pid"]:
         with (
             _stage("choose CRIU's pids"),
@@ -465,26 +469,41 @@ def _holder_argv(configuration: Configuration, pipe_end: int) -> tuple[list[str]
     return [configuration["init"], "--hold", str(pipe_end)], dict(os.environ)
 
 
-def _mount_own_proc() -> None:
+def _mount_own() -> None:
+    """Give the namespaces the two file systems that must be their own.
+
+    /proc shows the PID namespace that it was mounted in. And a terminal inside must get its number back at
+    the restore: in the host's /dev/pts somebody has it by then (CRIU: "Unable to open dev/ptmx with specified
+    index 0"). /dev/ptmx needs nothing: it opens what is mounted at "pts" beside it (devpts_mntget()).
+    """
     with _stage("mount the job's /proc"):
         linux.make_mounts_private()
-        # The host's /proc would stay below ours, for CRIU to dump and to puzzle over.
-        linux.umount("/proc", flags=linux.MNT_DETACH)
-        linux.mount("proc", "/proc", "proc", flags=_MOUNT_PROC_FLAGS)
+        _mount_instead("proc", "/proc", _MOUNT_PROC_FLAGS, "")
+    if os.path.ismount("/dev/pts"):
+        with _stage("mount the job's /dev/pts"):
+            _mount_instead("devpts", "/dev/pts", _MOUNT_DEVPTS_FLAGS, _DEVPTS_OPTIONS)
+
+
+def _mount_instead(filesystem: str, place: str, flags: int, options: str) -> None:
+    # What stays below a mount, unseen, CRIU would dump and restore all the same.
+    while os.path.ismount(place):
+        linux.umount(place, flags=linux.MNT_DETACH)
+    linux.mount(filesystem, place, filesystem, flags=flags, options=options)
 
 
 def _set_stdio(stdio: list[Stdio]) -> None:
     """Open the first three descriptors inside the job's mount namespace.
 
     CRIU cannot dump a file that was opened in another mount namespace ("Can't lookup mount=24 for fd=0"):
-    whatever has a path is opened again by it. Pipes and sockets live in no mount namespace, and are kept.
+    whatever has a path is opened again by it. Pipes and sockets live in no mount namespace, and terminals are
+    named to CRIU by their numbers (`external`): they are kept.
     """
     opened = []
     for wanted in stdio:
         path, flags = wanted["path"], wanted["flags"]
         if not path:
             target = os.readlink(f"/proc/self/fd/{wanted['fd']}")
-            if not target.startswith("/"):
+            if not target.startswith("/") or os.isatty(wanted["fd"]):
                 opened.append(os.dup(wanted["fd"]))
                 continue
             with open(f"/proc/self/fdinfo/{wanted['fd']}", encoding="ascii") as stream:
