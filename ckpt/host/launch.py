@@ -243,6 +243,11 @@ class RestoreHost:
         """The shim, which will be the parent of what is restored."""
         return self._shim
 
+    @property
+    def holder(self) -> ProcessRef | None:
+        """With new_pids, the init of the new namespace: its end is the job's end. Else None."""
+        return None if self._holder is None else process_ref(self._holder)
+
     def spawn(
         self, argv: Sequence[str], descriptors: Mapping[int, int], *, private_root: str = ""
     ) -> SpawnedChild:
@@ -313,7 +318,7 @@ class RestoreHost:
 
 def send_signal(process: ProcessRef, number: int) -> bool:
     """Send a signal to this very process; false if it has ended."""
-    fd = _open_pidfd(process)
+    fd = open_pidfd(process)
     if fd is None:
         return False
     try:
@@ -327,7 +332,7 @@ def send_signal(process: ProcessRef, number: int) -> bool:
 
 def wait_ended(process: ProcessRef, timeout_s: float | None = None) -> bool:
     """Wait until this very process has ended; false if it has not in time."""
-    fd = _open_pidfd(process)
+    fd = open_pidfd(process)
     if fd is None:
         return True
     try:
@@ -353,7 +358,8 @@ def stop(root: ProcessRef, *, grace_s: float, kill: Callable[[], None]) -> bool:
     return ended
 
 
-def _open_pidfd(process: ProcessRef) -> int | None:
+def open_pidfd(process: ProcessRef) -> int | None:
+    """A pidfd of this very process, which the caller closes; None if it has ended."""
     try:
         fd = os.pidfd_open(process.pid)
     except ProcessLookupError:

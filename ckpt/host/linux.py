@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
-from collections.abc import Iterator
+from contextlib import suppress
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000
@@ -32,6 +31,8 @@ IN_DELETE_SELF = 0x00000400
 
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+
+_SYS_PIDFD_GETFD = 438  # on every architecture
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -107,16 +108,7 @@ def inotify_open(path: str, mask: int) -> int:
     return fd
 
 
-def inotify_names(fd: int) -> Iterator[str]:
-    """The names of the directory's entries that the events waiting at `fd` are about; none waits: nothing."""
-    try:
-        events = os.read(fd, 64 * 1024)
-    except BlockingIOError:
-        return
-    header = struct.Struct("iIII")
-    offset = 0
-    while offset < len(events):
-        _watch, _mask, _cookie, length = header.unpack_from(events, offset)
-        offset += header.size
-        yield os.fsdecode(events[offset : offset + length].rstrip(b"\0"))
-        offset += length
+def inotify_drain(fd: int) -> None:
+    """Take the events that wait at `fd`, so that it is readable again only at the next one."""
+    with suppress(BlockingIOError):
+        os.read(fd, 64 * 1024)

@@ -319,6 +319,7 @@ def write_exit(path: str, pid: int, status: int) -> None:
     exited = os.WIFEXITED(status)
     record = {
         "pid": pid,
+        "shim": os.getpid(),
         "code": os.WEXITSTATUS(status) if exited else None,
         "signal": None if exited else os.WTERMSIG(status),
         "when_ns": time.time_ns(),
