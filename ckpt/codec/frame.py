@@ -93,14 +93,19 @@ def read_header(start: bytes, kind: Kind, name: str, size_bytes: int) -> Header:
 
     Raises:
         ObjectCorrupt: too short or too long, a damaged header, or another kind.
-        FormatUnknown: written by a newer ckpt.
+        FormatUnknown: written by a newer ckpt, or a config of something else.
     """
     if size_bytes < HEADER_BYTES or len(start) < HEADER_BYTES:
         raise _damaged(kind, name, f"{size_bytes} bytes are too few for its header of {HEADER_BYTES}")
     raw = start[:HEADER_BYTES]
     magic, letters, version, compression, flags, plain_bytes, body_bytes, check, crc = _HEADER.unpack(raw)
     if magic != MAGIC:
-        raise _damaged(kind, name, f"it begins with {magic.hex()}, not with ckpt's mark {MAGIC.hex()}")
+        reason = f"it begins with {magic.hex()}, not with ckpt's mark {MAGIC.hex()}"
+        if kind is Kind.CONFIG:  # many programs call a file so: git, for one
+            raise FormatUnknown(
+                subject=f"The {kind} {name}", reason=reason, remedy="It is not a store of ckpt: name another."
+            )
+        raise _damaged(kind, name, reason)
     if crc != zlib.crc32(raw[:-4]):
         raise _damaged(kind, name, "the check sum of its header is wrong")
     if version != FRAME_VERSION:

@@ -1,7 +1,8 @@
 """Where a store's objects are: immutable bytes under names, the only thing that kinds of stores differ in.
 
 Rules: F40 to F46 of images/FORMAT.md. Create-if-absent is the only primitive that has to be atomic, because it
-is the only one that object stores have (S3: If-None-Match). An object, once there, never changes.
+is the only one that object stores have (S3: If-None-Match). An object, once there, never changes; only a
+damaged one may be replaced by what its name promises.
 """
 
 from __future__ import annotations
@@ -45,6 +46,15 @@ class Backend(Protocol):
         Raises:
             NoSpace: full; nothing of the object remains.
             StoreUnusable: not writable.
+        """
+
+    def replace(self, name: str, content: bytes) -> ByteCount:
+        """Create an object, or put a whole one in the place of one that is cut off; gives its space.
+
+        Only for objects whose name is the digest of their content: whoever comes last writes the same.
+
+        Raises:
+            NoSpace: full; what was there remains.
         """
 
     def flush(self) -> None:

@@ -14,7 +14,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 from ckpt.errors import ObjectCorrupt
@@ -48,15 +48,18 @@ class LocalBackend:
     def create(self, name: str, content: bytes) -> ByteCount | None:
         """Create an object, and give the bytes of the blocks that it takes; None if the name is taken."""
         check_name(name)
-        temporary = self._path(f"{TEMPORARY}/{os.getpid()}-{secrets.token_hex(8)}")
-        with converted(self._root, len(content)):
-            try:
-                space = self._write_durably(temporary, content)
-                created = self._link(temporary, name)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
-        return space if created else None
+        with self._written(content) as (temporary, space):
+            return space if self._link(temporary, name) else None
+
+    def replace(self, name: str, content: bytes) -> ByteCount:
+        """Create an object, or put a whole one in the place of one that is cut off."""
+        check_name(name)
+        with self._written(content) as (temporary, space):
+            path = self._path(name)
+            os.makedirs(os.path.dirname(path), _DIRECTORY_MODE, exist_ok=True)
+            os.rename(temporary, path)
+            self._mark(name)
+            return space
 
     def flush(self) -> None:
         """Make durable the names that were created, deleted or seen."""
@@ -84,12 +87,12 @@ class LocalBackend:
     def stat(self, name: str) -> ObjectStat | None:
         """The size, and the bytes of the blocks that it takes."""
         check_name(name)
-        self._mark(name)
         with converted(self._root):
             try:
                 found = os.lstat(self._path(name))
             except (FileNotFoundError, NotADirectoryError):
                 return None
+        self._mark(name)
         return ObjectStat(size_bytes=ByteCount(found.st_size), space_bytes=_space(found))
 
     def list(self, folder: str) -> Iterator[str]:
@@ -110,7 +113,6 @@ class LocalBackend:
     def delete(self, name: str) -> ByteCount:
         """Delete an object, and give the bytes of the blocks that it took."""
         check_name(name)
-        self._mark(name)
         path = self._path(name)
         with converted(self._root):
             try:
@@ -118,6 +120,7 @@ class LocalBackend:
                 os.unlink(path)
             except FileNotFoundError:
                 return ByteCount(0)
+        self._mark(name)
         return space
 
     def writing(self) -> AbstractContextManager[None]:
@@ -147,6 +150,17 @@ class LocalBackend:
         with self._marking:
             # A folder that another writer has just made is only durable once its own folder is.
             self._unflushed.update("/".join(parts[:depth]) for depth in range(len(parts) + 1))
+
+    @contextmanager
+    def _written(self, content: bytes) -> Iterator[tuple[str, ByteCount]]:
+        """A temporary file with this content, durable; it is gone afterwards, whatever happened."""
+        temporary = self._path(f"{TEMPORARY}/{os.getpid()}-{secrets.token_hex(8)}")
+        with converted(self._root, len(content)):
+            try:
+                yield temporary, self._write_durably(temporary, content)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
 
     def _write_durably(self, path: str, content: bytes) -> ByteCount:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -178,7 +192,7 @@ class LocalBackend:
         except FileExistsError:
             return False
         finally:
-            # Marked when it was there, too: whoever made it may not have flushed yet.
+            # Also when it was there: whoever made it may not have flushed yet.
             self._mark(name)
         return True
 

@@ -43,7 +43,11 @@ def _held(path: str, place: str, operation: int, attempts: int) -> Iterator[None
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         _acquire(fd, place, operation, attempts)
-        yield
+        try:
+            yield
+        finally:
+            # Closing is not enough: a child that was forked meanwhile has the lock, too, until it ends.
+            fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)
 

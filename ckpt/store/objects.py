@@ -6,6 +6,7 @@ Rules: F30 to F36 of images/FORMAT.md.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum, auto
 from functools import lru_cache
 from typing import Final, TypeVar
 
@@ -26,6 +27,14 @@ _LIST_REMEDY: Final = "'ckpt list' shows what it has."
 _LOST_REMEDY: Final = "Run 'ckpt verify' to see what else is affected; restore another checkpoint."
 
 
+class _Presence(Enum):
+    """What a look at an object's header tells."""
+
+    ABSENT = auto()
+    DAMAGED = auto()
+    WHOLE = auto()
+
+
 class Objects:
     """What a backend keeps, as plain bytes and values."""
 
@@ -38,28 +47,30 @@ class Objects:
         Raises:
             NoSpace: full; nothing of the chunk remains.
         """
-        if plain == bytes(len(plain)) or self.has_chunk(digest):
+        if plain == bytes(len(plain)):
             return None
-        return self._backend.create(layout.chunk(digest), to_object(Kind.CHUNK, plain))
+        name = layout.chunk(digest)
+        match self._presence(digest):
+            case _Presence.WHOLE:
+                return None
+            case _Presence.ABSENT:
+                return self._backend.create(name, to_object(Kind.CHUNK, plain))
+            case _Presence.DAMAGED:
+                # Every checkpoint that needs it is healed.
+                return self._backend.replace(name, to_object(Kind.CHUNK, plain))
 
-    def has_chunk(self, digest: Digest) -> bool:
-        """Whether a writer may rely on the chunk: it is there, and as long as its header says.
-
-        One that is cut off is deleted, so that it is written anew and every checkpoint that needs it
-        is healed.
-        """
+    def _presence(self, digest: Digest) -> _Presence:
+        """Whether a writer may rely on a chunk: it is there, with a header, and as long as that says."""
         name = layout.chunk(digest)
         found = self._backend.stat(name)
-        if found is None:
-            return False
+        start = self._backend.read_part(name, 0, HEADER_BYTES) if found else None
+        if found is None or start is None:
+            return _Presence.ABSENT
         try:
-            start = self._backend.read_part(name, 0, HEADER_BYTES)
-            if start is not None:
-                read_header(start, Kind.CHUNK, digest, found.size_bytes)
+            read_header(start, Kind.CHUNK, digest, found.size_bytes)
         except ObjectCorrupt:
-            self._backend.delete(name)
-            return False
-        return start is not None
+            return _Presence.DAMAGED
+        return _Presence.WHOLE
 
     def read_chunk(self, chunk: Chunk) -> bytes:
         """The chunk's plain bytes.
@@ -83,7 +94,8 @@ class Objects:
 
     def require_chunk(self, chunk: Chunk) -> None:
         """Raise ObjectMissing unless a manifest may refer to this chunk."""
-        if not self.has_chunk(chunk.digest) and chunk.digest != _digest_of_zeros(chunk.size_bytes):
+        is_there = self._presence(chunk.digest) is _Presence.WHOLE
+        if not is_there and chunk.digest != _digest_of_zeros(chunk.size_bytes):
             raise self._lost(chunk.digest)
 
     def check_chunk(self, digest: Digest) -> ByteCount:
