@@ -34,6 +34,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 _SYS_PIDFD_GETFD = 438  # on every architecture
 
+_SYS_PIDFD_GETFD = 438  # on every architecture
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
     ctypes.c_char_p,
@@ -112,3 +114,8 @@ def inotify_drain(fd: int) -> None:
     """Take the events that wait at `fd`, so that it is readable again only at the next one."""
     with suppress(BlockingIOError):
         os.read(fd, 64 * 1024)
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A duplicate of the descriptor `fd` of the process behind `pidfd`; the man page is in section 2."""
+    return _check(_libc.syscall(_SYS_PIDFD_GETFD, pidfd, fd, 0))
