@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from ckpt.errors import CommandFailed, CriuMissing, OsRefused, RestoreFailed
-from ckpt.host import launch, mounts, outside
+from ckpt.host import launch, linux, mounts, outside
 from ckpt.host.criu import engine
 from ckpt.host.criu.locate import find_criu
 from ckpt.host.criu.request import DumpRequest, InheritFd, RestoreRequest
@@ -395,6 +395,58 @@ def test_a_restored_job_is_dumped_and_restored_again(criu: Path, place: Place) -
         place.kill()
         root = restore(criu, place, dumped)
         place.await_progress()
+
+
+def test_mounts_of_the_host_and_of_the_job_come_back(criu: Path, place: Place) -> None:
+    outer, inner = place.directory / "a b", place.directory / "a b" / "in"
+    file = place.directory / "file"
+    file.write_text("hidden")
+    with mounted("tmpfs", outer), mounted("tmpfs", inner):
+        (inner / "source").write_text("bound")
+        with bound(inner / "source", file):
+            own = place.directory / "own"
+            own.mkdir()
+            script = (
+                f"mount -t tmpfs own '{own}' && echo kept >'{own}/file' && exec 3>>'{inner}/log' && echo ready && "
+                f"read line && cat '{own}/file' '{file}' && echo written >&3"
+            )
+            os.mkfifo(place.directory / "fifo")
+            fifo = Stdio(path=str(place.directory / "fifo"), flags=os.O_RDWR)
+            job = place.start("bash", "-c", script, stdin=fifo)
+            await_that(lambda: "ready" in place.out(), "its mount")
+            dumped = dump(criu, place, job.root.pid)
+            places = {each.mountpoint for each in dumped.external}
+            assert {str(outer), str(inner), str(file)} <= places
+            assert str(own) not in places
+            place.kill()
+            restore(criu, place, dumped)
+            with open(place.directory / "fifo", "w") as stream:
+                stream.write("go on\n")
+            assert place.exit()["code"] == 0, (place.directory / "err").read_text()
+            assert place.out().split() == ["ready", "kept", "bound"]
+            assert (inner / "log").read_text() == "written\n"
+            assert mounts.mount_problems(dumped.external) == ()
+    problems = mounts.mount_problems(dumped.external)
+    assert f"{inner} does not exist, where tmpfs (test) was mounted" in problems
+
+
+@contextmanager
+def mounted(filesystem: str, directory: Path) -> Iterator[None]:
+    directory.mkdir()
+    linux.mount("test", str(directory), filesystem)
+    try:
+        yield
+    finally:
+        linux.umount(str(directory), flags=linux.MNT_DETACH)
+
+
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    linux.mount(str(source), str(target), flags=linux.MS_BIND)
+    try:
+        yield
+    finally:
+        linux.umount(str(target), flags=linux.MNT_DETACH)
 
 
 def test_an_aborted_restore_leaves_nothing(criu: Path, place: Place) -> None:
