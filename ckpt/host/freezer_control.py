@@ -54,6 +54,9 @@ class Control(Protocol):
             FreezeTimeout: not frozen in time, and thawed again; names the tasks and what they wait in.
         """
 
+    def hold(self) -> None:
+        """Tell the cgroup to freeze, without waiting; a cgroup that is gone has no tasks."""
+
     def thaw(self) -> None:
         """Take the freeze of this very cgroup back; a cgroup that is gone has none."""
 
@@ -92,6 +95,10 @@ class _ControlV2:
             tasks = unfrozen_tasks(self.cgroup, waiting_only=False)
             self.thaw()
             raise FreezeTimeout(cgroup=self.cgroup, timeout_ms=timeout / 1e6, tasks=tasks)
+
+    def hold(self) -> None:
+        with _gone_is_fine():
+            cgroups.write(self.cgroup, "cgroup.freeze", "1")
 
     def thaw(self) -> None:
         with _gone_is_fine():
@@ -138,6 +145,10 @@ class _ControlV1:
             self.thaw()
             tasks = unfrozen_tasks(self.cgroup, waiting_only=True)
             raise FreezeTimeout(cgroup=self.cgroup, timeout_ms=timeout / 1e6, tasks=tasks)
+
+    def hold(self) -> None:
+        with _gone_is_fine():
+            cgroups.write(self.cgroup, "freezer.state", "FROZEN")
 
     def thaw(self) -> None:
         with _gone_is_fine():

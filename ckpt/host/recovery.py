@@ -19,7 +19,7 @@ import re
 import select
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,9 +31,10 @@ from ckpt.host.freezer import restore_freeze
 from ckpt.host.freezer_control import control_of
 from ckpt.host.gathering import CGROUP_PREFIX, is_transient, put_back
 from ckpt.host.process_table import ProcessRef, boot_id, is_alive
+from ckpt.host.tcp_repair import end_tcp_repair
 from ckpt.units import Pid
 
-CRIU_GRACE_S: Final = 0.5
+CRIU_GRACE_S: Final = 0.3
 """CRIU notices at its next notification that its socket is closed, and rolls back by itself."""
 
 _CRIU_END_S: Final = 5.0
@@ -107,44 +108,58 @@ def undo_operation(directory: str) -> tuple[RecoveryAction, ...]:
 def _undo_steps(entry: journal.Entry) -> tuple[list[RecoveryAction], list[journal.Step]]:
     """Undo the steps; gives what was done, and the steps that could not be undone."""
     rebooted = entry.boot_id != boot_id()
+    frozen = [step.cgroup for step in entry.steps if isinstance(step, journal.Frozen)]
     actions: list[RecoveryAction] = []
     left: list[journal.Step] = []
     for step in sorted(entry.steps, key=lambda step: journal.UNDO_ORDER.index(type(step))):
         if rebooted and not isinstance(step, journal.Directory):
             continue
-        done = _undo_step(step)
+        done = _undo_step(step, frozen)
         actions += done
         if any(action.problem for action in done):
             left.append(step)
     return actions, left
 
 
-def _undo_step(step: journal.Step) -> list[RecoveryAction]:
+def _undo_step(step: journal.Step, frozen: Sequence[str] = ()) -> list[RecoveryAction]:
+    """Undo one step of an operation that froze these cgroups."""
     undo = _UNDO[type(step)]
     try:
-        done = undo(step)
+        done = undo(step, frozen)
     except CkptError as error:
         return [_failed(step.subject, type(step).__name__, error.message)]
-    except OSError as error:
-        return [_failed(step.subject, type(step).__name__, str(error))]
+    except Exception as error:  # noqa: BLE001 - not even a bug here may keep the next step from thawing
+        return [_failed(step.subject, type(step).__name__, f"{type(error).__name__}: {error}")]
     return [RecoveryAction(subject=step.subject, done=done)] if done else []
 
 
-def _end_criu(step: journal.CriuStarted) -> str:
-    done: list[str] = []
-    if not _ended(step.process, CRIU_GRACE_S):
-        # Its tasks are in a cgroup whose path it was given (freeze_cgroup), and survive that.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(step.pid, signal.SIGKILL)
-        _ended(step.process, _CRIU_END_S)
-        done.append(f"ended CRIU (process {step.pid})")
+def _end_criu(step: journal.CriuStarted, frozen: Sequence[str]) -> str:
+    if _ended(step.process, CRIU_GRACE_S):
+        return ""
     run_id = netlock.run_id_in(Path(step.log)) if step.log else ""
-    if run_id:
-        done.append(_unlock_network(journal.NetworkLocked(run_id=run_id)))
-    return ", ".join(filter(None, done))
+    locked = bool(run_id) and netlock.table_of(run_id) in netlock.list_tables()
+    if locked:
+        # Its sockets are in repair mode, and CRIU has thawed the cgroup for itself: without this the tasks
+        # would run on the moment it ends, and lose their connections.
+        for cgroup in frozen:
+            control = control_of(cgroup)
+            if control is not None:
+                control.hold()
+    # Its tasks are in a cgroup whose path it was given (freeze_cgroup), and survive that.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(step.pid, signal.SIGKILL)
+    _ended(step.process, _CRIU_END_S)
+    done = f"ended CRIU (process {step.pid})"
+    if locked:
+        for cgroup in frozen:
+            end_tcp_repair(cgroups.processes_below(cgroup))
+        done += ", mended its connections"
+        unlocked = _unlock_network(journal.NetworkLocked(run_id=run_id), frozen)
+        done += f", {unlocked}" if unlocked else ""
+    return done
 
 
-def _finish_kill(step: journal.Killing) -> str:
+def _finish_kill(step: journal.Killing, _frozen: Sequence[str]) -> str:
     control = control_of(step.cgroup)
     if control is None or not cgroups.processes_below(step.cgroup):
         return ""
@@ -152,7 +167,7 @@ def _finish_kill(step: journal.Killing) -> str:
     return "killed the rest of a workload whose checkpoint is complete"
 
 
-def _thaw(step: journal.Frozen) -> str:
+def _thaw(step: journal.Frozen, _frozen: Sequence[str]) -> str:
     control = control_of(step.cgroup)
     if control is None:
         return ""
@@ -165,19 +180,19 @@ def _thaw(step: journal.Frozen) -> str:
     return "thawed" if was_held else ""
 
 
-def _unlock_network(step: journal.NetworkLocked) -> str:
+def _unlock_network(step: journal.NetworkLocked, _frozen: Sequence[str]) -> str:
     table = netlock.table_of(step.run_id)
     return f"removed the network lock {table}" if netlock.remove_table(table) else ""
 
 
-def _put_back(step: journal.Gathered) -> str:
+def _put_back(step: journal.Gathered, _frozen: Sequence[str]) -> str:
     count = len(cgroups.processes_below(step.cgroup))
     there = os.path.isdir(step.cgroup)
     put_back(step)
     return f"put {count} process(es) back and removed the cgroup" if there else ""
 
 
-def _abandon_restore(step: journal.Restoring) -> str:
+def _abandon_restore(step: journal.Restoring, _frozen: Sequence[str]) -> str:
     if not os.path.isdir(step.cgroup):
         return ""
     control = control_of(step.cgroup)
@@ -187,14 +202,14 @@ def _abandon_restore(step: journal.Restoring) -> str:
     return "killed what was half restored and removed the cgroup"
 
 
-def _remove_directory(step: journal.Directory) -> str:
+def _remove_directory(step: journal.Directory, _frozen: Sequence[str]) -> str:
     if not os.path.isdir(step.path):
         return ""
     shutil.rmtree(step.path)
     return "removed"
 
 
-_UNDO: Final[dict[type[journal.Step], Callable[[Any], str]]] = {
+_UNDO: Final[dict[type[journal.Step], Callable[[Any, Sequence[str]], str]]] = {
     journal.CriuStarted: _end_criu,
     journal.Killing: _finish_kill,
     journal.Frozen: _thaw,

@@ -22,8 +22,7 @@ from ckpt.units import Pid
 
 SLOT = struct.Struct("=qq")  # pid, count
 
-# The first process forks the others; all count in a shared file. With "orphans" the first child ends at once
-# after it has forked, so that its own child has lost its parent.
+# The first process forks the others; all count in a shared file, and each has some memory of its own.
 PROGRAM = """
 import mmap, os, struct, sys, time
 slot = struct.Struct("=qq")
@@ -34,6 +33,7 @@ for each in range(1, int(sys.argv[2])):
     if os.fork() == 0:
         mine = each
         break
+ballast = bytearray(b"x") * int(sys.argv[3])
 count = 0
 while True:
     count += 1
@@ -45,14 +45,14 @@ while True:
 class Ticking:
     """A tree of processes that count."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, ballast_bytes: int = 0) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self._file.truncate(count * SLOT.size)
         self._shared = mmap.mmap(self._file.fileno(), 0)
         self._count = count
         path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", PROGRAM, path, str(count)],
+            [sys.executable, "-I", "-S", "-c", PROGRAM, path, str(count), str(ballast_bytes)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -101,9 +101,9 @@ class Ticking:
 
 
 @contextmanager
-def ticking(count: int) -> Iterator[Ticking]:
+def ticking(count: int, ballast_bytes: int = 0) -> Iterator[Ticking]:
     """Processes that count, ended at the end."""
-    subject = Ticking(count)
+    subject = Ticking(count, ballast_bytes)
     try:
         yield subject
     finally:
