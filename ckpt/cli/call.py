@@ -1,0 +1,86 @@
+"""One call of ckpt: what the options before the command say, and the class of every command.
+
+Rules: --json counts before and after the command. Every command has an example; the class demands it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import click
+
+from ckpt.cli.output import Output
+
+DEFAULT_STORE: Final = "/var/lib/ckpt/store"
+
+
+class Verbosity(IntEnum):
+    """How much is told beside the result."""
+
+    QUIET = -1
+    NORMAL = 0
+    VERBOSE = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """The options before the command; `json` may still be set by the one after it."""
+
+    store: str = DEFAULT_STORE
+    json: bool = False
+    verbosity: Verbosity = Verbosity.NORMAL
+
+    @property
+    def output(self) -> Output:
+        """Where this call's result, warnings and notes go."""
+        return Output(
+            json=self.json,
+            quiet=self.verbosity is Verbosity.QUIET,
+            verbose=self.verbosity is Verbosity.VERBOSE,
+        )
+
+
+class Command(click.Command):
+    """A command with --json, and an example at the end of its help."""
+
+    def __init__(self, *arguments: Any, example: str, **attributes: Any) -> None:
+        """Take click's own arguments, and the example: a whole command line."""
+        super().__init__(*arguments, **attributes)
+        self.example = example
+        self.params.append(
+            click.Option(
+                ["--json"],
+                is_flag=True,
+                expose_value=False,
+                callback=_set_json,
+                # Before anything that may fail, so that its failure is told in JSON too.
+                is_eager=True,
+                help="Print one JSON document.",
+            )
+        )
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """Write the example."""
+        with formatter.section("Example"):
+            formatter.write(f"{'':>{formatter.current_indent}}{self.example}\n")
+
+
+def make_command(
+    name: str, *, example: str, **attributes: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make the function a command of this name."""
+    return click.command(name, cls=Command, example=example, **attributes)
+
+
+def _set_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001
+    call = context.find_object(Call)
+    if value and call is not None:
+        call.json = True
+
+
+def usage(problem: str) -> click.UsageError:
+    """An error of the call that click's own checks cannot see; it names the command's help."""
+    return click.UsageError(problem, ctx=click.get_current_context(silent=True))

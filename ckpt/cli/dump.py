@@ -1,0 +1,111 @@
+"""`ckpt dump`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ckpt.cli import wiring
+from ckpt.cli.call import Call, make_command
+from ckpt.cli.documents import dump_document
+from ckpt.cli.parameters import (
+    duration_above_zero,
+    job_name,
+    size,
+    tag_name,
+    target_parameters,
+    target_ref,
+)
+from ckpt.cli.progress import telling
+from ckpt.flow.dump import DumpCall
+from ckpt.flow.dump import dump as take_checkpoint
+from ckpt.host.criu.request import GHOST_LIMIT_MAX
+from ckpt.model.checkpoint import DumpOptions
+from ckpt.model.reports import DumpReport
+from ckpt.units import ByteCount, human_bytes, milliseconds
+
+
+def _ghost_limit(text: str) -> ByteCount:
+    limit = size(text)
+    if limit > GHOST_LIMIT_MAX:
+        raise click.BadParameter(f"{text!r} is more than {GHOST_LIMIT_MAX} bytes, which is CRIU's limit.")
+    return limit
+
+
+@make_command("dump", example="ckpt dump web --tag before-upgrade")
+@target_parameters
+@click.option("--stop", is_flag=True, help="Kill the workload once the checkpoint is durable, never before.")
+@click.option(
+    "--name", "job", type=job_name, metavar="JOB", help="File the checkpoint under this job's name."
+)
+@click.option(
+    "--tag", "tag_names", type=tag_name, multiple=True, metavar="T", help="Tag it; may be repeated."
+)
+@click.option("--message", default="", metavar="M", help="A note that is kept with the checkpoint.")
+@click.option("--tcp-established", is_flag=True, help="Keep open TCP connections.")
+@click.option(
+    "--shell-job", is_flag=True, help="Allow a session, or a terminal, that begins outside the tree."
+)
+@click.option("--external-unix", is_flag=True, help="Allow datagram unix sockets with a peer outside.")
+@click.option(
+    "--ghost-limit",
+    type=_ghost_limit,
+    default="64M",
+    show_default=True,
+    metavar="SIZE",
+    help="Save deleted files that are still open up to this size each.",
+)
+@click.option(
+    "--freeze-timeout",
+    type=duration_above_zero,
+    default="10s",
+    show_default=True,
+    metavar="DURATION",
+    help="Give up, and thaw, if a task has not stopped by then.",
+)
+@click.pass_obj
+def command(call: Call, /, **given: Any) -> None:
+    """Take a checkpoint of TARGET: --pid N, --cgroup PATH or a job's NAME.
+
+    Without --stop the workload runs on afterwards. Everything is dumped under one freeze, at one instant.
+    """
+    wiring.require_root("ckpt dump")
+    wanted = DumpCall(
+        target=target_ref(given["pid"], given["cgroup"], given["name"]),
+        job=given["job"],
+        tags=tuple(dict.fromkeys(given["tag_names"])),
+        message=given["message"],
+        stop=given["stop"],
+        options=DumpOptions(
+            tcp_established=given["tcp_established"],
+            shell_job=given["shell_job"],
+            external_unix=given["external_unix"],
+            ghost_limit_bytes=given["ghost_limit"],
+        ),
+        freeze_timeout=given["freeze_timeout"],
+    )
+    output = call.output
+    with telling(output) as announce:
+        report = take_checkpoint(wanted, wiring.dump_ports(call.store, announce))
+    for warning in report.warnings:
+        output.warn(warning)
+    output.result(dump_document(report), _text(report), brief=report.id)
+
+
+def _text(report: DumpReport) -> str:
+    checkpoint = report.checkpoint
+    workload = checkpoint.workload
+    trees = f" in {len(workload.trees)} trees" if len(workload.trees) > 1 else ""
+    sizes = (
+        f"images {human_bytes(checkpoint.image_bytes)}, new {human_bytes(report.new_bytes)}, "
+        f"stored {human_bytes(report.stored_bytes)}"
+    )
+    return "\n".join(
+        (
+            f"{report.id[:12]}{f'  {checkpoint.job}' if checkpoint.job else ''}",
+            f"  {workload.process_count} process(es){trees}, {'stopped' if report.stopped else 'running on'}",
+            f"  frozen {milliseconds(checkpoint.frozen_ns):.1f} ms, in all {milliseconds(report.total_ns):.1f} ms",
+            f"  {sizes}",
+        )
+    )

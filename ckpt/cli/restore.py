@@ -1,0 +1,158 @@
+"""`ckpt restore`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from ckpt.cli import wiring
+from ckpt.cli.attachment import Source, attend, sources_of
+from ckpt.cli.call import Call, make_command, usage
+from ckpt.cli.documents import problem_of, restore_document
+from ckpt.cli.output import Output
+from ckpt.cli.parameters import job_name, ref_argument
+from ckpt.cli.progress import telling
+from ckpt.codec.names import refuse_label
+from ckpt.errors import BadName, CkptError, Interrupted, Problems
+from ckpt.flow.restore import RestoreCall, RestorePorts
+from ckpt.flow.restore import restore as bring_back
+from ckpt.model.clocks import TimePolicy
+from ckpt.model.inodes import InodePolicy
+from ckpt.model.reports import RestoreReport
+from ckpt.units import JobName, milliseconds
+
+
+@make_command("restore", example="ckpt restore web@latest")
+@ref_argument
+@click.option(
+    "--time",
+    type=click.Choice([policy.value for policy in TimePolicy]),
+    default=TimePolicy.SUSPEND.value,
+    show_default=True,
+    help="What the workload's clocks make of the time since the dump.",
+)
+@click.option(
+    "--inodes",
+    type=click.Choice([policy.value for policy in InodePolicy]),
+    default=InodePolicy.KEEP.value,
+    show_default=True,
+    help="What to do about files whose inode or content changed.",
+)
+@click.option(
+    "--pids",
+    type=click.Choice(["same", "new"]),
+    default="same",
+    show_default=True,
+    help="The host's same pids, or a PID namespace of its own.",
+)
+@click.option(
+    "--cgroup", default="", metavar="PATH", help="Restore into this cgroup instead of one of our own."
+)
+@click.option("--name", "job", type=job_name, metavar="JOB", help="File it under this job's name.")
+@click.option("--attach", is_flag=True, help="Stay: relay output and signals, exit with the workload's code.")
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Restore N copies, named JOB-1 to JOB-N; needs --pids new.",
+)
+@click.pass_obj
+def command(call: Call, /, **given: Any) -> int:
+    r"""Bring the checkpoint REF back: an id or its beginning, a tag, JOB, JOB@latest or JOB~1.
+
+    Everything is read and verified before anything is started. The workload runs detached unless --attach.
+
+    \b
+    --time      CLOCK_MONOTONIC                 CLOCK_BOOTTIME
+    suspend     goes on from the freeze         goes on, plus the time since then
+    continue    goes on from the freeze         goes on from the freeze
+    elapsed     goes on, plus the time since    the same
+    host        the host's                      the host's
+    """
+    wiring.require_root("ckpt restore")
+    _check(call, given)
+    wanted = RestoreCall(
+        ref=given["ref"],
+        job=given["job"],
+        time=TimePolicy(given["time"]),
+        inodes=InodePolicy(given["inodes"]),
+        new_pids=given["pids"] == "new",
+        cgroup=given["cgroup"],
+    )
+    output = call.output
+    with telling(output) as announce:
+        ports = wiring.restore_ports(call.store, announce)
+        if given["count"] is not None:
+            return _restore_copies(wanted, given["count"], ports, output)
+        sources = _outputs(wanted, ports) if given["attach"] else []
+        report = bring_back(wanted, ports)
+    _warn(report, output)
+    if given["attach"]:
+        return attend(wiring.jobs(), report.job, sources)
+    output.result(restore_document(report), _text(report), brief=str(report.pid))
+    return 0
+
+
+def _check(call: Call, given: dict[str, Any]) -> None:
+    if given["attach"] and call.json:
+        raise usage("--attach gives stdout to the workload, so --json has no place for its document.")
+    if given["count"] is None:
+        return
+    if given["count"] > 1 and given["pids"] != "new":
+        raise usage("Several copies cannot have the same pids: add --pids new.")
+    if given["attach"] or given["cgroup"]:
+        raise usage(f"--count and {'--attach' if given['attach'] else '--cgroup'} exclude each other.")
+
+
+def _outputs(wanted: RestoreCall, ports: RestorePorts) -> list[Source]:
+    """Where the workload's output will go, as it stands before the restore: what is new is to be relayed."""
+    return sources_of(wiring.jobs(), _job_of(wanted, ports), from_now=True)
+
+
+def _job_of(wanted: RestoreCall, ports: RestorePorts) -> JobName:
+    """The name that it will be filed under."""
+    checkpoint = ports.store.resolve(wanted.ref)
+    return wanted.job or ports.store.load(checkpoint).checkpoint.job or JobName(checkpoint[:12])
+
+
+def _restore_copies(wanted: RestoreCall, count: int, ports: RestorePorts, output: Output) -> int:
+    """Restore every copy that can be; what went wrong with the others is told at the end."""
+    checkpoint = ports.store.resolve(wanted.ref)
+    base = _job_of(wanted, ports)
+    if refuse_label(f"{base}-{count}"):
+        raise BadName(kind="job", name=f"{base}-{count}")
+    reports: list[RestoreReport] = []
+    failures: list[tuple[str, CkptError]] = []
+    for number in range(1, count + 1):
+        name = JobName(f"{base}-{number}")
+        try:
+            reports.append(bring_back(replace(wanted, ref=checkpoint, job=name), ports))
+        except Interrupted:
+            raise
+        except CkptError as error:
+            failures.append((name, error))
+    for report in reports:
+        _warn(report, output)
+    if not reports:
+        raise failures[0][1]
+    document: dict[str, Any] = {"restored": [restore_document(report) for report in reports]}
+    document["problems"] = [problem_of(name, error) for name, error in failures]
+    lines = [_text(report) for report in reports]
+    lines += [f"{name}: {error.message}" for name, error in failures]
+    output.result(document, "\n".join(lines), brief="\n".join(str(report.pid) for report in reports))
+    return Problems.exit_code if failures else 0
+
+
+def _warn(report: RestoreReport, output: Output) -> None:
+    for warning in report.warnings:
+        output.warn(warning)
+
+
+def _text(report: RestoreReport) -> str:
+    pids = ", ".join(map(str, report.pids))
+    return (
+        f"{report.job} runs again from {report.id[:12]}: pid {pids}, restored in "
+        f"{milliseconds(report.restore_ns):.1f} ms, in all {milliseconds(report.total_ns):.1f} ms"
+    )

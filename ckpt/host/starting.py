@@ -1,0 +1,179 @@
+"""Start a command as a job, and end one: registry, cgroup, log and shim put together.
+
+Rules:
+- What a start made is removed again if the start fails.
+- A job's standard input is /dev/null: it must be able to live on after the terminal is gone.
+- A job's output goes to files that are only appended to: CRIU lets these grow between dump and restore.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ckpt.errors import FeatureMissing, OsRefused, WrongState
+from ckpt.host import cgroups, launch
+from ckpt.host.freezer_control import control_of
+from ckpt.host.jobs import JobRecord, JobRegistry, boot_id
+from ckpt.host.launch import JobSpec, ProcessRef, StartedJob, Stdio
+from ckpt.units import JobName, Nanoseconds
+
+LOG: Final = "log"
+ERRORS_LOG: Final = "log.stderr"
+"""In a job's directory, beside LOG, where its standard error is kept apart."""
+
+_PROCS: Final = "cgroup.procs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What to start: `log` "" means files in the job's directory, with stderr in its own if `apart`."""
+
+    name: JobName
+    argv: tuple[str, ...]
+    cwd: str
+    environment: Mapping[str, str]
+    umask: int
+    log: str
+    apart: bool
+
+
+def start(registry: JobRegistry, command: Command) -> JobRecord:
+    """Start the command as a job; when this returns, it no longer depends on this process.
+
+    Raises:
+        WrongState: a job of this name runs, or its cgroup holds processes.
+        Locked: another ckpt is at this job.
+        CommandFailed: the command cannot be executed.
+        OsRefused, FeatureMissing: this host cannot; names what failed.
+    """
+    with registry.lock(command.name), contextlib.ExitStack() as undo:
+        registry.refuse_running(command.name)
+        is_new = not os.path.exists(registry.directory(command.name))
+        directory = registry.prepare(command.name)
+        if is_new:
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        stdout, stderr = _logs(command, directory)
+        cgroup = _own_cgroup(registry.cgroup_name(command.name))
+        undo.callback(cgroups.remove, cgroup)
+        saved: list[JobRecord] = []
+
+        def register(started: StartedJob) -> None:
+            saved.append(_record(command, started, cgroup, stdout))
+            registry.save(saved[0])
+
+        spec = JobSpec(
+            name=command.name,
+            argv=command.argv,
+            cwd=command.cwd,
+            environment=command.environment,
+            exit_path=registry.exit_path(command.name),
+            cgroup_procs=(f"{cgroup}/{_PROCS}",),
+            umask=command.umask,
+            stdout=Stdio.log(stdout),
+            stderr=Stdio.log(stderr),
+        )
+        launch.start_job(spec, register=register)
+        undo.pop_all()
+    return saved[0]
+
+
+def stop(registry: JobRegistry, name: JobName, grace_s: float) -> bool:
+    """End the job: SIGTERM, and after the grace period SIGKILL for all of its cgroup.
+
+    Returns:
+        Whether it ended by itself.
+
+    Raises:
+        NoSuchTarget: there is no such job.
+        WrongState: it does not run.
+        OsRefused: a task cannot be killed.
+    """
+    view = registry.look(name)
+    if not view.is_alive:
+        raise WrongState(
+            subject=f"Job {name}",
+            state=view.state,
+            operation="stopping it",
+            needed="running",
+            remedy="'ckpt ps' shows the state of all jobs.",
+        )
+    record = view.record
+    control = control_of(record.cgroup)
+    if control is None:
+        raise OsRefused(operation="end", subject=record.cgroup, reason="it has no freezer, or is gone")
+    ended = launch.stop(record.root, grace_s=grace_s, kill=control.kill)
+    remove_cgroups(record)
+    return ended
+
+
+def remove_cgroups(record: JobRecord) -> None:
+    """Remove the cgroups of a job that has ended; one that still holds a process stays."""
+    for cgroup in record.cgroups:
+        with contextlib.suppress(OSError):
+            cgroups.remove(cgroup)
+
+
+def _logs(command: Command, directory: str) -> tuple[str, str]:
+    """The files for stdout and stderr; those in the job's directory begin anew."""
+    if command.log:
+        path = os.path.abspath(command.log)
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640))
+        except OSError as error:
+            raise OsRefused(operation="write", subject=path, reason=error.strerror or str(error)) from error
+        return path, path
+    stdout, stderr = f"{directory}/{LOG}", f"{directory}/{ERRORS_LOG}"
+    for path in (stdout, stderr):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    # Made now, so that whoever follows them finds them.
+    for path in (stdout, stderr) if command.apart else (stdout,):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640))
+    return stdout, stderr if command.apart else stdout
+
+
+def _own_cgroup(name: str) -> str:
+    hierarchy = cgroups.unified() or cgroups.freezer_v1()
+    if hierarchy is None:
+        raise FeatureMissing(
+            feature="a cgroup freezer", remedy="Mount cgroup2, or the version-1 freezer hierarchy."
+        )
+    cgroup = f"{hierarchy.mountpoint}/{name}"
+    pids = cgroups.processes_below(cgroup) if os.path.isdir(cgroup) else []
+    if pids:
+        raise WrongState(
+            subject=f"The cgroup {cgroup}",
+            state=f"in use by {len(pids)} process(es), the first is {pids[0]}",
+            operation="a job of this name",
+            needed="to be empty",
+            remedy="End them, or choose another --name.",
+        )
+    try:
+        cgroups.make(cgroup)
+    except OSError as error:
+        raise OsRefused(
+            operation="make the cgroup", subject=cgroup, reason=error.strerror or str(error)
+        ) from error
+    return cgroup
+
+
+def _record(command: Command, started: StartedJob, cgroup: str, log: str) -> JobRecord:
+    process: ProcessRef = started.command or started.root
+    return JobRecord(
+        name=command.name,
+        argv=command.argv,
+        cwd=command.cwd,
+        created=Nanoseconds(time.time_ns()),
+        boot_id=boot_id(),
+        cgroups=(cgroup,),
+        root=started.root,
+        command=process,
+        shim=started.shim,
+        log=log,
+    )
