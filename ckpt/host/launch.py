@@ -27,6 +27,8 @@ from typing import Any, Self
 from ckpt.errors import CommandFailed, OsRefused
 from ckpt.host import shim
 from ckpt.host.criu.launch import Launch, Launcher
+from ckpt.host.outside import open_substitute
+from ckpt.model.workload import OutsideFile, OutsideKind
 from ckpt.units import Nanoseconds, Pid
 
 INIT_PLACE = "/opt/ckpt/libexec/ckpt-init"
@@ -286,6 +288,28 @@ class RestoreHost:
                 os.close(null)
 
         return launch
+
+    def substitute(self, file: OutsideFile, *, log: str) -> int:
+        """A descriptor that CRIU can inherit in place of a pipe or terminal from outside; the caller closes it.
+
+        What the workload writes goes to the end of the file `log`, which is made if it is missing; what it
+        reads from a pipe is at its end, and from a terminal never comes. CRIU insists on a terminal for a
+        terminal ("Can't set tty params"): it gets a new one, whose other side the shim keeps.
+
+        Raises:
+            OsRefused: the shim has ended.
+        """
+        if file.kind is OutsideKind.PIPE:
+            return open_substitute(file, log=log)
+        master, slave = os.openpty()
+        try:
+            self._process.send({"op": "terminal", "log": os.path.abspath(log)}, [master])
+        except BaseException:
+            os.close(slave)
+            raise
+        finally:
+            os.close(master)
+        return slave
 
     def pid_on_host(self, pid: Pid) -> Pid | None:
         """The host's pid of what CRIU, in its PID namespace, calls `pid`; None if there is no such process."""

@@ -75,19 +75,12 @@ def dump_externals(files: Iterable[OutsideFile]) -> tuple[str, ...]:
     return tuple(file.key for file in files if file.kind is OutsideKind.TTY)
 
 
-def open_substitute(file: OutsideFile, *, log: str, terminal: int = -1) -> int:
-    """A descriptor to be inherited in place of the file; the caller closes it.
+def open_substitute(file: OutsideFile, *, log: str) -> int:
+    """A descriptor to be inherited in place of a pipe; the caller closes it.
 
-    Args:
-        file: What it stands for.
-        log: What the workload writes goes to the end of this file; it is made if it is missing.
-        terminal: A descriptor to duplicate instead, of a terminal or of a pipe to the attached process.
-
-    What the workload reads from a pipe is at its end at once. A terminal without `terminal` becomes the log
-    for what is written, and cannot be read.
+    What the workload writes goes to the end of the file `log`, which is made if it is missing; what it reads
+    is at its end at once. For a terminal another terminal is needed: see RestoreHost.substitute().
     """
-    if terminal >= 0:
-        return os.dup(terminal)
     if file.writes:
         return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

@@ -20,6 +20,8 @@ and hears:
                                             run this among the job's processes; it gets these descriptors under
                                             these numbers, and no others; unless DIRECTORY is "", it finds a
                                             private bind of "/" there, in a mount namespace of its own
+  {"op": "terminal", "log": PATH} + the master of a pseudo-terminal
+                                            keep it, and append to the log what is written to the terminal
   {"op": "kill", "pid": PID}                end a spawned process and all that it started
   {"op": "commit", "main": PID}             this is the main process; let the job live
 
@@ -206,14 +208,20 @@ class Shim:
             selector.register(self._wakeup, selectors.EVENT_READ)
             if self._control:
                 selector.register(self._control, selectors.EVENT_READ)
+            self._selector = selector
             while self._reap() or self._control:
                 for key, _events in selector.select():
                     if key.fileobj is self._wakeup:
                         with contextlib.suppress(BlockingIOError):
                             self._wakeup.recv(4096)
+                    elif key.fileobj is not self._control:
+                        self._copy(key.fd, key.data)
                     elif not self._hear():
                         selector.unregister(key.fileobj)
                         self._leave_starter()
+            for key in list(selector.get_map().values()):
+                while key.data and self._copy(key.fd, key.data):
+                    pass
 
     def _reap(self) -> bool:
         """Take every ended child; false when no child is left, neither ended nor running."""
@@ -249,6 +257,8 @@ class Shim:
         if request["op"] == "spawn":
             wanted = dict(zip(request["numbers"], descriptors, strict=True))
             self._spawn(request["argv"], request["root"], wanted)
+        elif request["op"] == "terminal":
+            self._keep_terminal(descriptors.pop(), request["log"])
         elif request["op"] == "commit":
             self._commit(request["main"])
         elif request["op"] == "kill" and request["pid"] in self._spawned:
@@ -263,6 +273,28 @@ class Shim:
             _run_spawned(self._configuration, argv, descriptors, holder=self._holder, root=root)
         self._spawned.add(pid)
         self._say({"event": "spawned", "pid": pid})
+
+    def _keep_terminal(self, master: int, log: str) -> None:
+        os.set_blocking(master, False)
+        self._selector.register(master, selectors.EVENT_READ, data=log)
+
+    def _copy(self, master: int, log: str) -> bool:
+        """Append to the log what waits at the master; false if nothing does, or the last slave is closed."""
+        try:
+            text = os.read(master, 64 * 1024)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # EIO: every slave is closed. The job may open none again: it has this terminal by inheritance.
+            self._selector.unregister(master)
+            os.close(master)
+            return False
+        fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            os.write(fd, text)
+        finally:
+            os.close(fd)
+        return True
 
     def _commit(self, main: int) -> None:
         with contextlib.suppress(FileNotFoundError):

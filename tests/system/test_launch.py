@@ -27,7 +27,7 @@ from ckpt.host.criu.locate import find_criu
 from ckpt.host.criu.request import DumpRequest, InheritFd, RestoreRequest
 from ckpt.host.criu.worker import Worker
 from ckpt.host.launch import JobSpec, ProcessRef, RestoreHost, StartedJob, Stdio
-from ckpt.model.workload import OutsideKind
+from ckpt.model.workload import OutsideFile, OutsideKind
 from ckpt.units import Pid
 
 UNIFIED = next(
@@ -212,26 +212,34 @@ def start_subject(place: Place) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def begun(
-    criu: Path, host: RestoreHost, place: Place, dumped: Dumped, inherit: tuple[InheritFd, ...] = ()
+    criu: Path, host: RestoreHost, place: Place, dumped: Dumped, replaced: tuple[OutsideFile, ...] = ()
 ) -> Iterator[engine.HeldRestore]:
     root = place.directory / "root" if dumped.external else None
     if root:
         root.mkdir(exist_ok=True)
     launcher = host.launcher(private_root=str(root) if root else "")
-    with Worker.start(criu, launcher=launcher, kept_fds=tuple(each.fd for each in inherit)) as worker:
-        request = RestoreRequest(
-            images=dumped.images,
-            root=root,
-            externals=mounts.restore_externals(dumped.external),
-            inherit_fds=inherit,
-        )
-        with engine.begin_restore(worker, request) as held:
-            yield held
+    inherit = tuple(
+        InheritFd(key=file.key, fd=host.substitute(file, log=str(place.directory / "out")))
+        for file in replaced
+    )
+    try:
+        worker = Worker.start(criu, launcher=launcher, kept_fds=tuple(each.fd for each in inherit))
+    finally:
+        for each in inherit:
+            os.close(each.fd)
+    request = RestoreRequest(
+        images=dumped.images,
+        root=root,
+        externals=mounts.restore_externals(dumped.external),
+        inherit_fds=inherit,
+    )
+    with worker, engine.begin_restore(worker, request) as held:
+        yield held
 
 
-def restore(criu: Path, place: Place, dumped: Dumped, inherit: tuple[InheritFd, ...] = ()) -> ProcessRef:
+def restore(criu: Path, place: Place, dumped: Dumped, replaced: tuple[OutsideFile, ...] = ()) -> ProcessRef:
     with RestoreHost(name="test", exit_path=str(place.exit_path), cgroup_procs=place.procs) as host:
-        with begun(criu, host, place, dumped, inherit) as held:
+        with begun(criu, host, place, dumped, replaced) as held:
             held.finish()
         return host.commit(held.pid)
 
@@ -555,14 +563,12 @@ def test_output_to_a_pipe_goes_on_to_a_log_after_the_restore(criu: Path, place: 
     dumped = dump(criu, place, job.root.pid)
     place.kill()
     os.close(reader)
-    substitute = outside.open_substitute(found[0], log=str(place.directory / "out"))
-    restore(criu, place, dumped, (InheritFd(key=found[0].key, fd=substitute),))
-    os.close(substitute)
+    restore(criu, place, dumped, found)
     place.await_progress()
     assert set(place.out().split()) == {"2"}
 
 
-def test_output_to_a_terminal_goes_on_to_another_one_after_the_restore(criu: Path, place: Place) -> None:
+def test_output_to_a_terminal_goes_on_to_a_log_after_the_restore(criu: Path, place: Place) -> None:
     master, slave = os.openpty()
     job = start_family(place, stdout=Stdio.inherit(slave))
     os.close(slave)
@@ -572,14 +578,12 @@ def test_output_to_a_terminal_goes_on_to_another_one_after_the_restore(criu: Pat
     dumped = dump(criu, place, job.root.pid)
     place.kill()
     os.close(master)
-    master, slave = os.openpty()
-    substitute = outside.open_substitute(found[0], log="", terminal=slave)
-    restore(criu, place, dumped, (InheritFd(key=found[0].key, fd=substitute),))
-    os.close(substitute)
-    os.close(slave)
-    assert os.read(master, 1) == b"2"
+    root = restore(criu, place, dumped, found)
     place.await_progress()
-    os.close(master)
+    await_that((place.directory / "out").exists, "the log")
+    launch.send_signal(root, signal.SIGTERM)
+    assert place.exit()["code"] == 42
+    assert set(place.out().split()) == {"2"}
 
 
 def in_a_process(program: str) -> subprocess.Popen[str]:
