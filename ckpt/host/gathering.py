@@ -105,11 +105,10 @@ class Gathering:
     def _places(self, pids: Iterable[Pid]) -> Iterator[tuple[str, Pid]]:
         assert self._hierarchy is not None  # __init__ has seen to it
         for pid in sorted(pids):
-            stat = stat_of(pid)
-            if stat is None or stat.ended:  # a zombie runs nothing, and cannot be moved
-                continue
             place = cgroups.cgroup_of(pid, self._hierarchy)
-            if place is not None:
+            # In this order: a zombie cannot be moved, and /proc shows it in the root cgroup.
+            stat = stat_of(pid)
+            if place is not None and stat is not None and not stat.ended:
                 yield place, pid
 
 

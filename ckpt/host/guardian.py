@@ -26,6 +26,8 @@ from ckpt.host.guardian_process import DONE, READY
 
 START_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 2.0
+COMPLAINTS_NAME: Final = "guardian.log"
+"""Its stderr, in the operation's directory: empty unless the guardian itself is at fault."""
 
 _PACKAGE_PLACE: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # -I -S: neither the user's settings nor the packages of others are loaded: 9 ms instead of 60.
@@ -38,9 +40,10 @@ _PROGRAM: Final = (
 class Guardian:
     """The controller's side: a guardian that was started."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, complaints: str) -> None:
         self._process = process
         self._channel = channel
+        self._complaints = complaints
         self._ready = False
 
     @classmethod
@@ -52,6 +55,12 @@ class Guardian:
         """
         ours, theirs = socket.socketpair()
         try:
+            complaints = open(f"{directory}/{COMPLAINTS_NAME}", "wb")  # noqa: SIM115 - closed below
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            raise _cannot_start(error.strerror or str(error)) from error
+        try:
             process = subprocess.Popen(
                 [
                     sys.executable,
@@ -60,19 +69,18 @@ class Guardian:
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=complaints,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
                 cwd="/",
             )
         except OSError as error:
             ours.close()
-            raise OsRefused(
-                operation="start", subject="the guardian", reason=error.strerror or str(error)
-            ) from error
+            raise _cannot_start(error.strerror or str(error)) from error
         finally:
             theirs.close()
-        return cls(process, ours)
+            complaints.close()
+        return cls(process, ours, complaints.name)
 
     @property
     def pid(self) -> int:
@@ -93,7 +101,7 @@ class Guardian:
         except OSError:
             self._ready = False
         if not self._ready:
-            raise OsRefused(operation="start", subject="the guardian", reason="it did not come up")
+            raise _cannot_start(_last_line(self._complaints) or "it did not come up")
 
     def alive(self) -> bool:
         """Whether it still runs."""
@@ -109,3 +117,16 @@ class Guardian:
         except subprocess.TimeoutExpired:  # somebody has stopped it
             self._process.kill()
             self._process.wait()
+
+
+def _cannot_start(reason: str) -> OsRefused:
+    return OsRefused(operation="start", subject="the guardian", reason=reason)
+
+
+def _last_line(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            lines = stream.read(64 * 1024).strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1] if lines else ""

@@ -125,7 +125,7 @@ def _resolve_pid(ref: TargetRef) -> Target:
     table = all_processes()
     _refuse(subject, [stat], table)
     members = descendants((stat.pid,), table)
-    return Target(ref=ref, cgroup=_own_cgroup(members, table), roots=(stat.pid,), job=None)
+    return Target(ref=ref, cgroup=_own_cgroup(members), roots=(stat.pid,), job=None)
 
 
 def _resolve_cgroup(ref: TargetRef, directory: str, *, job: JobName | None) -> Target:
@@ -151,7 +151,7 @@ def _resolve_cgroup(ref: TargetRef, directory: str, *, job: JobName | None) -> T
         )
     _refuse(subject, [table[pid] for pid in pids if pid in table], table)
     roots = tuple(sorted(pid for pid in pids if pid in table and table[pid].parent not in pids))
-    frozen_in = directory if control_of(directory) is not None else _own_cgroup(pids, table)
+    frozen_in = directory if control_of(directory) is not None else _own_cgroup(pids)
     return Target(ref=ref, cgroup=frozen_in, roots=roots, job=job)
 
 
@@ -189,17 +189,18 @@ def _ourselves_and_above(table: Mapping[Pid, ProcessStat]) -> set[Pid]:
     return found
 
 
-def _own_cgroup(members: Collection[Pid], table: Mapping[Pid, ProcessStat]) -> str:
+def _own_cgroup(members: Collection[Pid]) -> str:
     """A cgroup with a freezer that holds exactly these processes; "" if there is none."""
     # Version 2 where there is one: gathering is cheap, and CRIU is at home there.
     hierarchy = cgroups.unified() or cgroups.freezer_v1()
     if hierarchy is None:
         return ""
-    alive = {pid for pid in members if pid in table and not table[pid].ended}
-    places = {place for pid in alive if (place := cgroups.cgroup_of(pid, hierarchy)) is not None}
-    if not places:
+    places = {pid: place for pid in members if (place := cgroups.cgroup_of(pid, hierarchy)) is not None}
+    # In this order: /proc shows a zombie in the root cgroup.
+    alive = {pid for pid in places if (stat := stat_of(pid)) is not None and not stat.ended}
+    if not alive:
         return ""
-    place = cgroups.common_ancestor(places)
+    place = cgroups.common_ancestor(places[pid] for pid in alive)
     if place == hierarchy.mountpoint or control_of(place) is None:
         return ""
     try:

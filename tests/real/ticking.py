@@ -7,7 +7,6 @@ import mmap
 import os
 import secrets
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -20,24 +19,23 @@ from ckpt.host.cgroups import Hierarchy
 from ckpt.host.freezer_control import control_of
 from ckpt.units import Pid
 
-SLOT = struct.Struct("=qq")  # pid, count
+SLOT_BYTES = 16
+"""A pid and a count, each stored at once: struct.pack_into() would show a zero in between."""
 
 # The first process forks the others; all count in a shared file, and each has some memory of its own.
 PROGRAM = """
-import mmap, os, struct, sys, time
-slot = struct.Struct("=qq")
+import mmap, os, sys, time
 file = open(sys.argv[1], "r+b")
-shared = mmap.mmap(file.fileno(), 0)
+shared = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
 mine = 0
 for each in range(1, int(sys.argv[2])):
     if os.fork() == 0:
         mine = each
         break
 ballast = bytearray(b"x") * int(sys.argv[3])
-count = 0
+shared[2 * mine] = os.getpid()
 while True:
-    count += 1
-    slot.pack_into(shared, mine * slot.size, os.getpid(), count)
+    shared[2 * mine + 1] += 1
     time.sleep(0.001)
 """
 
@@ -47,9 +45,9 @@ class Ticking:
 
     def __init__(self, count: int, ballast_bytes: int = 0) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
-        self._file.truncate(count * SLOT.size)
-        self._shared = mmap.mmap(self._file.fileno(), 0)
-        self._count = count
+        self._file.truncate(count * SLOT_BYTES)
+        self._map = mmap.mmap(self._file.fileno(), 0)
+        self._shared = memoryview(self._map).cast("q")
         path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", PROGRAM, path, str(count), str(ballast_bytes)],
@@ -58,17 +56,21 @@ class Ticking:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        await_true(lambda: all(ticks > 0 for ticks in self.ticks()), "the processes count")
+        try:
+            await_true(lambda: all(ticks > 0 for ticks in self.ticks()), "the processes count")
+        except BaseException:
+            self.end()
+            raise
 
     @property
     def root(self) -> Pid:
         return Pid(self.process.pid)
 
     def pids(self) -> list[Pid]:
-        return [Pid(SLOT.unpack_from(self._shared, n * SLOT.size)[0]) for n in range(self._count)]
+        return [Pid(pid) for pid in self._shared[::2].tolist() if pid > 0]
 
     def ticks(self) -> list[int]:
-        return [SLOT.unpack_from(self._shared, n * SLOT.size)[1] for n in range(self._count)]
+        return self._shared[1::2].tolist()
 
     def runs(self, within_s: float = 1.0) -> bool:
         """Whether every process counts on."""
@@ -96,7 +98,8 @@ class Ticking:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
         await_true(lambda: not self.alive(), "the processes end")
-        self._shared.close()
+        self._shared.release()
+        self._map.close()
         self._file.close()
 
 
