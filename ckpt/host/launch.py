@@ -222,7 +222,8 @@ class RestoreHost:
             cgroup_procs: The cgroup.procs files that CRIU, and with it what it restores, joins. CRIU must be
                 told to leave cgroups alone (manage_cgroups IGNORE).
             shim_cgroup_procs: See JobSpec.
-            new_pids: Restore into a new PID namespace; for trees that were dumped from the host's.
+            new_pids: Restore into a new PID namespace; for trees that were dumped from the host's. A tree that
+                has its own gets another one anyway, and must not be nested: CRIU could not dump it again.
             first_pid: With new_pids, the first pid that CRIU takes for itself there.
 
         Raises:

@@ -405,6 +405,33 @@ def test_a_restored_job_is_dumped_and_restored_again(criu: Path, place: Place) -
         place.await_progress()
 
 
+def test_two_copies_of_a_job_run_at_once(criu: Path, place: Place) -> None:
+    dumped = dump(criu, place, start_family(place).root.pid)
+    place.kill()
+    for _copy in range(2):
+        restore(criu, place, dumped)
+    assert len(place.members()) == 8
+    place.await_progress()
+    assert place.state()["seen"] == [1, 2, 3, 4], "each sees itself alone"
+
+
+def test_a_job_that_ends_before_the_commit_is_recorded_after_it(criu: Path, place: Place) -> None:
+    job = place.start("bash", "-c", "read line; exit 9", stdin=fifo_of(place))
+    await_that(lambda: len(place.members()) == 2, "the job")
+    dumped = dump(criu, place, job.root.pid)
+    place.kill()
+    place.exit()
+    with RestoreHost(name="test", exit_path=str(place.exit_path), cgroup_procs=place.procs) as host:
+        with begun(criu, host, place, dumped) as held:
+            held.finish()
+        with open(place.directory / "fifo", "w") as stream:
+            stream.write("go on\n")
+        await_that(lambda: place.members() == [], "the end")
+        assert place.exit()["signal"] == 9, "nothing of this life is known before the commit"
+        host.commit(held.pid)
+    await_that(lambda: place.exit()["code"] == 9, "the end of this life")
+
+
 def test_mounts_of_the_host_and_of_the_job_come_back(criu: Path, place: Place) -> None:
     outer, inner = place.directory / "a b", place.directory / "a b" / "in"
     file = place.directory / "file"
@@ -418,9 +445,7 @@ def test_mounts_of_the_host_and_of_the_job_come_back(criu: Path, place: Place) -
                 f"mount -t tmpfs own '{own}' && echo kept >'{own}/file' && exec 3>>'{inner}/log' && echo ready && "
                 f"read line && cat '{own}/file' '{file}' && echo written >&3"
             )
-            os.mkfifo(place.directory / "fifo")
-            fifo = Stdio(path=str(place.directory / "fifo"), flags=os.O_RDWR)
-            job = place.start("bash", "-c", script, stdin=fifo)
+            job = place.start("bash", "-c", script, stdin=fifo_of(place))
             await_that(lambda: "ready" in place.out(), "its mount")
             dumped = dump(criu, place, job.root.pid)
             places = {each.mountpoint for each in dumped.external}
@@ -436,6 +461,12 @@ def test_mounts_of_the_host_and_of_the_job_come_back(criu: Path, place: Place) -
             assert mounts.mount_problems(dumped.external) == ()
     problems = mounts.mount_problems(dumped.external)
     assert f"{inner} does not exist, where tmpfs (test) was mounted" in problems
+
+
+def fifo_of(place: Place) -> Stdio:
+    """Open in both directions, so that neither side waits for the other; CRIU keeps what is in it."""
+    os.mkfifo(place.directory / "fifo")
+    return Stdio(path=str(place.directory / "fifo"), flags=os.O_RDWR)
 
 
 @contextmanager
