@@ -147,7 +147,7 @@ class Inspector(Protocol):
     def survey(self, target: Target) -> Survey:
         """Everything that may be read while the workload runs."""
 
-    def confirm(self, survey: Survey, cgroup: str, tcp_established: bool) -> FrozenView:  # noqa: FBT001
+    def confirm(self, survey: Survey, cgroup: str, *, tcp_established: bool) -> FrozenView:
         """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
 
         Raises:
@@ -272,6 +272,16 @@ class RestoreSession(Protocol):
         """Kill and remove everything that was restored; safe to repeat."""
 
 
+class PutBack(Protocol):
+    """Carried files that were put back."""
+
+    def undo(self) -> None:
+        """Leave everything as it was found."""
+
+    def tidy(self) -> None:
+        """Remove what only the restore itself needed."""
+
+
 class Restorer(Protocol):
     """Brings trees back."""
 
@@ -303,8 +313,8 @@ class Restorer(Protocol):
             HostMismatch: the cgroup cannot be made here.
         """
 
-    def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> Callable[[], None]:
-        """Put carried files where they are needed and missing; the answer undoes it."""
+    def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> PutBack:
+        """Put carried files, whose contents lie at the given paths, where the restore needs them."""
 
 
 class StoreWriter(Protocol):

@@ -80,7 +80,9 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
             for number, file in enumerate(checkpoint.carried_files)
         )
         operation.guard()
-        undo.on_failure("remove what was put back", ports.restorer.put_back(carried))
+        put_back = ports.restorer.put_back(carried)
+        undo.always("remove what only the restore needed", put_back.tidy)
+        undo.on_failure("take back the carried files", put_back.undo)
         job = call.job or checkpoint.job or JobName(checkpoint_id[:12])
         restore_began = clock.stopwatch()
         session = ports.restorer.session(
@@ -123,7 +125,9 @@ def _judge_files(
     """Compare the files with the recorded ones and apply the policy: what changed, and what to tell."""
     if call.inodes is InodePolicy.IGNORE:
         return (), ()
-    changes = inspector.differences(checkpoint.inodes)
+    # What travels in the checkpoint is written back, whatever is there.
+    carried = {file.path for file in checkpoint.carried_files}
+    changes = inspector.differences(tuple(inode for inode in checkpoint.inodes if inode.path not in carried))
     forbidden = [
         change
         for change in changes

@@ -86,9 +86,16 @@ class ImageSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedFile:
-    """A file that CRIU leaves out but the workload needs: /dev/shm files, hard links kept for link_remap."""
+    """A file that CRIU leaves out but the workload needs.
+
+    Shared memory by name (/dev/shm) is part of the workload's memory: it is written back. A link that CRIU
+    made for a file whose own name is gone (link_remap) is put back for the time of the restore: a hard link to
+    the file with this `handle` (type and hex) where it still is, else a copy.
+    """
 
     path: str
+    temporary: bool
+    handle: str | None
     uid: int
     gid: int
     mtime_ns: Nanoseconds

@@ -313,14 +313,21 @@ class FakeRestorer:
         self.world.step("session")
         return FakeSession(self.world)
 
-    def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> Callable[[], None]:
+    def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> FakePutBack:
         self.world.step("put back")
         self.world.put_back = True
+        return FakePutBack(self.world)
 
-        def undo() -> None:
-            self.world.put_back = False
 
-        return undo
+class FakePutBack:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def undo(self) -> None:
+        self.world.put_back = False
+
+    def tidy(self) -> None:
+        self.world.journal.append("tidy")
 
 
 class FakeWriter:

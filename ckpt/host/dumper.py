@@ -1,0 +1,156 @@
+"""CRIU as the port `Dumper`: starts it before the freeze, and knows what belongs to an image set.
+
+Rules:
+- CRIU always gets the frozen cgroup's path: without it CRIU hangs on a frozen task, and ending it then
+  destroys the task (see host/criu/engine.py).
+- Every CRIU is noted in the operation's journal while it lives.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from ckpt.host import mounts, outside
+from ckpt.host.carried import carry
+from ckpt.host.criu import engine, kdat, netlock
+from ckpt.host.criu.complete import check_complete
+from ckpt.host.criu.launch import Launcher, launch_child
+from ckpt.host.criu.request import DumpRequest
+from ckpt.host.criu.timens import write_instant
+from ckpt.host.criu.timers import ClockAdvance, mend_timers, pending_timers
+from ckpt.host.criu.worker import Notice, Worker
+from ckpt.host.inspection import as_host_view
+from ckpt.host.operations import JournaledOperation
+from ckpt.model.checkpoint import CarriedFile, DumpOptions, DumpStatistics
+from ckpt.model.clocks import ClockTarget, PendingTimer
+from ckpt.model.workload import ExternalMount, OutsideFile, Tree
+from ckpt.units import Nanoseconds, Pid
+
+_IMAGE_SUFFIX: Final = ".img"
+
+
+class CriuDumper:
+    """Dumps trees with CRIU. Fits the port `Dumper`."""
+
+    def __init__(self, criu: Path, state: str) -> None:
+        """Use the CRIU at this path, and keep its cache of kernel features in the directory `state`."""
+        self._criu = criu
+        self._state = Path(state)
+
+    def start(self, operation: object, tree: Tree) -> CriuTreeDump:
+        """Start CRIU, so that its start-up is paid before the freeze.
+
+        Args:
+            operation: One that JournaledOperations began (an `object`, as a port's adapter must take any).
+            tree: The tree that it is meant for.
+
+        Raises:
+            OsRefused: CRIU could not be started.
+        """
+        if not isinstance(operation, JournaledOperation):
+            raise TypeError(operation)
+        launcher: Launcher = launch_child
+        # Only a task with mounts of its own may be dumped from another mount namespace (decision 3).
+        if tree.owns("mnt") and kdat.is_useful():
+            launcher = kdat.KernelCache(directory=self._state).launcher(self._criu, launch_child)
+        return CriuTreeDump(
+            Worker.start(self._criu, launcher=launcher),
+            operation,
+            log=f"{operation.staging}/{tree.root}/dump.log",
+        )
+
+    def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:
+        """The mounts of a tree with its own mount namespace that are taken from the host at restore."""
+        return mounts.external_mounts(tree.root) if tree.owns("mnt") else ()
+
+    def outside_files(self, trees: tuple[Tree, ...]) -> tuple[OutsideFile, ...]:
+        """Pipes and terminals that the workload shares with processes outside."""
+        return outside.outside_files([process.pid for tree in trees for process in tree.processes])
+
+    def carry(self, images: str, staging: str, view: object) -> tuple[tuple[CarriedFile, str], ...]:
+        """Copy what CRIU will not keep into `staging`, in the `stopped` call."""
+        return carry(images, staging, as_host_view(view))
+
+    def image_files(self, images: str) -> tuple[str, ...]:
+        """The names of the files that belong to the image set, sorted.
+
+        Raises:
+            RestoreFailed: the set is not complete.
+        """
+        check_complete(Path(images))
+        return tuple(sorted(name for name in os.listdir(images) if name.endswith(_IMAGE_SUFFIX)))
+
+    def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
+        """Write the freeze's instant into the image set, and cure the timers that CRIU restores wrongly."""
+        write_instant(Path(images), ClockTarget(monotonic_ns=monotonic, boottime_ns=boottime))
+        mend_timers(Path(images), ClockAdvance())
+
+    def timers(self, images: str) -> tuple[PendingTimer, ...]:
+        """The armed timers that CRIU recorded."""
+        return pending_timers(Path(images))
+
+
+class CriuTreeDump:
+    """CRIU's process for one tree, already started. Fits the port `TreeDump`."""
+
+    def __init__(self, worker: Worker, operation: JournaledOperation, *, log: str) -> None:
+        self._worker = worker
+        self._operation = operation
+        self._pid = worker.pid
+        operation.note_criu(self._pid, log=log)
+
+    def run(
+        self,
+        *,
+        root: Pid,
+        images: str,
+        cgroup: str,
+        options: DumpOptions,
+        external_mounts: tuple[ExternalMount, ...],
+        outside_files: tuple[OutsideFile, ...],
+        leave_running: bool,
+        before: Callable[[], None],
+        stopped: Callable[[], None],
+    ) -> DumpStatistics:
+        """Dump the tree below `root` into the directory `images`, which is made.
+
+        Raises:
+            DumpFailed: with the cause from CRIU's log; the tasks are as they were.
+        """
+        os.makedirs(images, mode=0o700)
+        request = DumpRequest(
+            pid=root,
+            images=Path(images),
+            leave_running=leave_running,
+            freeze_cgroup=Path(cgroup),
+            tcp_established=options.tcp_established,
+            file_locks=options.file_locks,
+            link_remap=options.link_remap,
+            external_unix=options.external_unix,
+            shell_job=options.shell_job,
+            ghost_limit_bytes=options.ghost_limit_bytes,
+            externals=mounts.dump_externals(external_mounts) + outside.dump_externals(outside_files),
+        )
+        hooks = {"pre-dump": _calling(before), "post-dump": _calling(stopped)}
+        try:
+            return engine.dump(self._worker, request, hooks).statistics
+        except BaseException:
+            if options.tcp_established:
+                # A CRIU that was ended could not unlock the connections.
+                netlock.remove_table(netlock.table_of(netlock.run_id_in(request.log)))
+            raise
+
+    def close(self) -> None:
+        """End CRIU's process, if it still runs; safe to repeat."""
+        self._worker.close()
+        self._operation.forget_criu(self._pid)
+
+
+def _calling(callback: Callable[[], None]) -> Callable[[Notice], None]:
+    def hook(_notice: Notice) -> None:
+        callback()
+
+    return hook

@@ -1,0 +1,220 @@
+"""The port `Inspector`: what a workload is and holds, read in three passes.
+
+survey() reads everything while the workload runs; confirm() reads again, under the freeze, what may have
+changed; describe() and inodes() make the records, and take digests, when it runs again.
+Source: decisions/0007.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Final
+
+from ckpt.errors import CannotCheckpoint
+from ckpt.host import cgroup_settings, cgroups
+from ckpt.host.clock import HostClock
+from ckpt.host.criu import engine
+from ckpt.host.criu.locate import find_criu
+from ckpt.host.hostfacts import read_host_facts
+from ckpt.host.inspection import records, snapshot
+from ckpt.host.inspection.compare import differences
+from ckpt.host.inspection.details import DetailReader, Known, kind_of
+from ckpt.host.inspection.digests import DigestCache, Wanted
+from ckpt.host.inspection.holdings import Key
+from ckpt.host.inspection.records import HeldFile
+from ckpt.host.inspection.refusals import reasons_against
+from ckpt.host.inspection.snapshot import Snapshot
+from ckpt.model.checkpoint import HostFacts
+from ckpt.model.clocks import Clocks
+from ckpt.model.inodes import DigestState, FileChange, FileKind, InodeRecord
+from ckpt.model.target import Target
+from ckpt.model.workload import CgroupRecord, Tree, Workload
+from ckpt.units import ByteCount, Nanoseconds
+
+DIGEST_LIMIT: Final = ByteCount(64 << 20)
+"""Files above this are not digested unless the caller says so: 64 MiB take about 50 ms."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSurvey:
+    """Fits the port `Survey`."""
+
+    target: Target
+    snapshot: Snapshot
+    details: Known
+    warnings: tuple[str, ...]
+
+    @property
+    def trees(self) -> tuple[Tree, ...]:
+        """The trees as they were then."""
+        return self.snapshot.trees
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostView:
+    """Fits the port `FrozenView`. `read_ns` is how long the reading under the freeze took."""
+
+    clocks: Clocks
+    snapshot: Snapshot
+    files: dict[Key, HeldFile]
+    details: Known
+    read_ns: Nanoseconds
+
+    @property
+    def trees(self) -> tuple[Tree, ...]:
+        """The trees, in the order in which they are dumped."""
+        return self.snapshot.trees
+
+
+class HostInspector:
+    """Fits the port `Inspector`."""
+
+    def __init__(self, state: str, *, digest_limit: ByteCount = DIGEST_LIMIT) -> None:
+        """Keep the cache of digests below the directory `state`."""
+        self._cache = DigestCache(f"{state}/digests.sqlite")
+        self._digest_limit = digest_limit
+        self._clock = HostClock()
+
+    def survey(self, target: Target) -> HostSurvey:
+        """Everything that may be read while the workload runs.
+
+        Raises:
+            CannotCheckpoint: what was found would fail; it was not frozen for it.
+        """
+        self._clock.read()  # what does not change is read now
+        taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
+        self._refuse(target, taken, tcp_established=True)
+        files = records.held_files(hold for each in taken.holdings.values() for hold in each.holds)
+        return HostSurvey(target=target, snapshot=taken, details=_details(files, taken, {}), warnings=())
+
+    def confirm(self, survey: object, cgroup: str, *, tcp_established: bool) -> HostView:
+        """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
+
+        Args:
+            survey: What survey() gave (an `object`, as a port's adapter must take any).
+            cgroup: The directory of the frozen cgroup.
+            tcp_established: Whether open TCP connections are dumped with it.
+
+        Raises:
+            CannotCheckpoint: what was found would fail.
+        """
+        if not isinstance(survey, HostSurvey):
+            raise TypeError(survey)
+        began = time.monotonic_ns()
+        clocks = self._clock.read()
+        taken = snapshot.take(cgroups.processes_below(cgroup), cgroup, survey.snapshot)
+        self._refuse(survey.target, taken, tcp_established=tcp_established)
+        files = records.held_files(hold for each in taken.holdings.values() for hold in each.holds)
+        records.add_locks(files, taken.processes)
+        return HostView(
+            clocks=clocks,
+            snapshot=taken,
+            files=files,
+            # What is new since the survey is read while it is certain to be held.
+            details=_details(files, taken, survey.details),
+            read_ns=Nanoseconds(time.monotonic_ns() - began),
+        )
+
+    def describe(self, view: object, target: Target) -> Workload:
+        """The workload as the manifest records it, without what the dumper knows; `view` is confirm()'s."""
+        view = as_host_view(view)
+        return Workload(
+            kind=target.ref.kind,
+            cgroup=target.cgroup,
+            trees=view.trees,
+            cgroups=_own_cgroups(view, target),
+            external_mounts=(),
+            outside_files=(),
+        )
+
+    def inodes(self, view: object) -> tuple[InodeRecord, ...]:
+        """All files with their digests, taken now and marked where they changed; `view` is confirm()'s."""
+        view = as_host_view(view)
+        files = dict(view.files)
+        for pid, holdings in view.snapshot.holdings.items():
+            records.add_watches(files, pid, holdings.watches)
+        details = view.details | _details(files, view.snapshot, view.details)
+        digested = [key for key, held in files.items() if _has_content(held)]
+        results = self._cache.take(
+            (_wanted(files[key], details[key].generation) for key in digested), self._digest_limit
+        )
+        digests = dict(zip(digested, results, strict=True))
+        return tuple(
+            records.record(held, details[key], *digests.get(key, (None, _undigested(held))))
+            for key, held in files.items()
+        )
+
+    def host_facts(self) -> HostFacts:
+        """This host."""
+        return read_host_facts(str(engine.version(find_criu())), version("ckpt"))
+
+    def differences(self, inodes: tuple[InodeRecord, ...]) -> tuple[FileChange, ...]:
+        """What of the recorded files is not as it was, on this host now."""
+        return differences(inodes, self._cache)
+
+    def _refuse(self, target: Target, taken: Snapshot, *, tcp_established: bool) -> None:
+        reasons = reasons_against(taken, tcp_established=tcp_established)
+        if reasons:
+            raise CannotCheckpoint(
+                target=str(target.ref), reasons=reasons, remedy="Nothing was done to it; it runs on."
+            )
+
+
+def as_host_view(view: object) -> HostView:
+    """The view that this host's inspector made: a port's adapter must take any, and knows only its own."""
+    if not isinstance(view, HostView):
+        raise TypeError(view)
+    return view
+
+
+def _details(files: dict[Key, HeldFile], taken: Snapshot, known: Known) -> Known:
+    """The details of all files, those that are known already as they are."""
+    reader = DetailReader()
+    return {
+        key: known[key]
+        if key in known
+        else reader.read(held.first, taken.processes[held.first.pid].namespaces["mnt"])
+        for key, held in files.items()
+    }
+
+
+def _own_cgroups(view: HostView, target: Target) -> tuple[CgroupRecord, ...]:
+    """The cgroups that hold nothing but the workload; in the freezer's hierarchy not above its own one."""
+    found = cgroup_settings.record_cgroups(view.snapshot.processes.keys())
+    hierarchy = cgroups.hierarchy_of(target.cgroup) if target.cgroup else None
+    if hierarchy is None:
+        return found
+    top = hierarchy.relative(target.cgroup)
+    return tuple(
+        record
+        for record in found
+        if record.hierarchy != hierarchy.name or record.path == top or record.path.startswith(top + "/")
+    )
+
+
+def _has_content(held: HeldFile) -> bool:
+    return not held.first.target.endswith(" (deleted)") and _kind(held) is FileKind.REGULAR
+
+
+def _kind(held: HeldFile) -> FileKind:
+    return kind_of(held.first.status.st_mode)
+
+
+def _undigested(held: HeldFile) -> DigestState:
+    # The content of a file without a name is in the images.
+    return DigestState.UNREADABLE if _kind(held) is FileKind.REGULAR else DigestState.NOT_REGULAR
+
+
+def _wanted(held: HeldFile, generation: int | None) -> Wanted:
+    status = held.first.status
+    return Wanted(
+        path=held.first.path,
+        device=status.st_dev,
+        inode=status.st_ino,
+        generation=generation or 0,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+    )

@@ -1,0 +1,122 @@
+"""From holds on files to inode records: one record for each file, with everybody who holds it.
+
+Source: proc_locks(5); proc_pid_fdinfo(5) for the lines of inotify watches.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from ckpt.host.inspection import syscalls
+from ckpt.host.inspection.details import Details, kind_of
+from ckpt.host.inspection.holdings import Hold, Key
+from ckpt.host.mounts import mounts_of
+from ckpt.model.inodes import DigestState, InodeRecord, Role, RoleKind
+from ckpt.units import ByteCount, DeviceNumber, Digest, InodeNumber, Nanoseconds, Pid
+
+_WATCH: Final = re.compile(r"ino:([0-9a-f]+) sdev:([0-9a-f]+).*fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]+)")
+_MINOR_BITS: Final = 20
+"""The kernel prints its own dev_t in fdinfo and /proc/locks: 12 bits of major, 20 of minor."""
+
+
+@dataclass(slots=True)
+class HeldFile:
+    """A file and all holds on it; `first` is the one that it is reached through."""
+
+    first: Hold
+    roles: list[Role] = field(default_factory=list)
+
+
+def held_files(holds: Iterable[Hold]) -> dict[Key, HeldFile]:
+    """The files among the holds, each once; pipes, sockets and anonymous inodes are none."""
+    found: dict[Key, HeldFile] = {}
+    for hold in holds:
+        if hold.is_file and not hold.target.startswith(("/memfd:", "/anon_hugepage")):
+            held = found.setdefault(hold.key, HeldFile(first=hold))
+            held.roles.append(Role(pid=hold.pid, kind=hold.kind, detail=hold.detail))
+    return found
+
+
+def add_locks(files: dict[Key, HeldFile], pids: Iterable[Pid]) -> None:
+    """Note the file locks of the workload on the files that it holds, from one reading of /proc/locks."""
+    workload = set(pids)
+    with suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as stream:
+        for line in stream:
+            fields = line.split()
+            if len(fields) < 8 or fields[1] == "->":  # a waiter
+                continue
+            major, minor, inode = fields[5].split(":")
+            held = files.get((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
+            # An open file description lock (OFD) belongs to no process: -1.
+            pid = Pid(int(fields[4]))
+            if held is not None and (pid in workload or pid == -1):
+                owner = held.first.pid if pid == -1 else pid
+                held.roles.append(Role(pid=owner, kind=RoleKind.LOCK, detail=" ".join(fields[1:4])))
+
+
+def add_watches(files: dict[Key, HeldFile], pid: Pid, watches: Iterable[str]) -> None:
+    """Note what a process watches by inotify; files that nobody holds are found by their handle."""
+    for line in watches:
+        match = _WATCH.search(line)
+        if match is None:
+            continue
+        inode, device = int(match[1], 16), int(match[2], 16)
+        key = (os.makedev(device >> _MINOR_BITS, device & (1 << _MINOR_BITS) - 1), inode)
+        held = files.get(key)
+        if held is None:
+            hold = _by_handle(pid, key, int(match[3], 16), bytes.fromhex(match[4]))
+            if hold is None:
+                continue
+            held = files[key] = HeldFile(first=hold)
+        held.roles.append(Role(pid=pid, kind=RoleKind.WATCH, detail=line.partition(" mask:")[0]))
+
+
+def record(held: HeldFile, details: Details, digest: Digest | None, state: DigestState) -> InodeRecord:
+    """The manifest's record of a file."""
+    hold, status = held.first, held.first.status
+    return InodeRecord(
+        path=hold.path,
+        kind=kind_of(status.st_mode),
+        device=DeviceNumber(status.st_dev),
+        inode=InodeNumber(status.st_ino),
+        generation=details.generation,
+        size_bytes=ByteCount(status.st_size),
+        mode=status.st_mode,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mtime_ns=Nanoseconds(status.st_mtime_ns),
+        ctime_ns=Nanoseconds(status.st_ctime_ns),
+        btime_ns=details.btime_ns,
+        links=status.st_nlink,
+        deleted=hold.target.endswith(" (deleted)"),
+        filesystem=details.filesystem,
+        build_id=details.build_id,
+        handle=details.handle,
+        digest=digest,
+        digest_state=state,
+        roles=tuple(dict.fromkeys(held.roles)),
+    )
+
+
+def _by_handle(pid: Pid, key: Key, kind: int, handle: bytes) -> Hold | None:
+    with suppress(OSError):
+        for mount in mounts_of(pid):
+            if os.stat(f"/proc/{pid}/root{mount.mountpoint}").st_dev != key[0]:
+                continue
+            place = os.open(f"/proc/{pid}/root{mount.mountpoint}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fd = syscalls.open_by_handle(place, kind, handle, os.O_PATH)
+            finally:
+                os.close(place)
+            try:
+                link = f"/proc/self/fd/{fd}"
+                target, status = os.readlink(link), os.stat(link)
+            finally:
+                os.close(fd)
+            return Hold(pid, RoleKind.WATCH, "", target, status, target)
+    return None

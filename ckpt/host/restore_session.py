@@ -1,0 +1,345 @@
+"""One restore under way: cgroups, the shim, a time namespace, and each tree held until all can go on.
+
+Rules:
+- Trees whose clocks agreed at the dump share one time namespace, made here (host/timens.py).
+- Everything that is made is undone by abort(), newest first; what is noted in the operation's journal is
+  undone by the guardian when this process dies before commit().
+- A tree's tasks are moved to their cgroups while they are held, before any of them runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ckpt.errors import HostMismatch, RestoreFailed, WrongState
+from ckpt.host import cgroup_settings, cgroups, mounts
+from ckpt.host.criu import engine
+from ckpt.host.criu.request import InheritFd, JoinNamespace, RestoreRequest
+from ckpt.host.criu.worker import Worker
+from ckpt.host.freezer_control import control_of
+from ckpt.host.jobs import JobRegistry
+from ckpt.host.launch import RestoreHost
+from ckpt.host.operations import JournaledOperation
+from ckpt.host.process_table import all_processes, descendants
+from ckpt.host.timens import TimeNamespace
+from ckpt.model.checkpoint import DumpOptions
+from ckpt.model.clocks import ClockTarget, TimeOffsets
+from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree
+from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a workload is restored to; `cgroup` "" means one of our own that is named after the job."""
+
+    job: JobName
+    cgroup: str
+    records: tuple[CgroupRecord, ...]
+    new_pids: bool
+    trees: tuple[Tree, ...]
+
+
+class CriuRestoreSession:
+    """A restore under way. Fits the port `RestoreSession`."""
+
+    def __init__(self, criu: Path, jobs: JobRegistry, operation: JournaledOperation, place: Place) -> None:
+        self._criu = criu
+        self._jobs = jobs
+        self._operation = operation
+        self._place = place
+        self._undo = ExitStack()
+        self._held: list[engine.HeldRestore] = []
+        self._roots: list[Pid] = []
+        self._namespaces: dict[TimeOffsets | None, TimeNamespace] = {}
+        self._first_namespace_at = Nanoseconds(0)
+        self._records: tuple[CgroupRecord, ...] = ()
+        self._made: list[str] = []
+        self._directories: list[str] = []
+        self._cgroup = ""
+        self._filed = False
+        self.problems: tuple[str, ...] = ()
+        try:
+            self._prepare()
+        except BaseException:
+            self.abort()
+            raise
+
+    @property
+    def cgroup(self) -> str:
+        """The absolute path of the cgroup that the workload is restored into."""
+        return self._cgroup
+
+    def add(
+        self,
+        *,
+        tree: Tree,
+        images: str,
+        options: DumpOptions,
+        external_mounts: tuple[ExternalMount, ...],
+        outside_files: tuple[OutsideFile, ...],
+        clocks: ClockTarget | None,
+    ) -> Pid:
+        """Restore one more tree and hold it; gives its root's pid on this host.
+
+        Raises:
+            HostMismatch: a mount that it needs is not there.
+            RestoreFailed: with the cause from CRIU's log; call abort().
+        """
+        namespace = self._time_namespace(tree.time_offsets, clocks)
+        private_root = ""
+        if tree.owns("mnt"):
+            self._check_mounts(external_mounts)
+            private_root = f"{self._operation.staging}/root-{tree.root}"
+            os.mkdir(private_root)
+        pids = {process.pid for process in tree.processes}
+        replaced = [file for file in outside_files if file.pid in pids]
+        substitutes = [self._host.substitute(file, log=self._log) for file in replaced]
+        request = RestoreRequest(
+            images=Path(images),
+            root=Path(private_root) if private_root else None,
+            externals=mounts.restore_externals(external_mounts) if private_root else (),
+            inherit_fds=tuple(
+                InheritFd(key=file.key, fd=fd) for file, fd in zip(replaced, substitutes, strict=True)
+            ),
+            # "self" is the restored root, which has inherited the descriptor from CRIU, and joins after CRIU
+            # has given it a time namespace of its own (criu/cr-restore.c, restore_task_with_children).
+            join_namespaces=(JoinNamespace(kind="time", path=Path(f"/proc/self/fd/{namespace.fd}")),),
+            tcp_established=options.tcp_established,
+            file_locks=options.file_locks,
+            external_unix=options.external_unix,
+            shell_job=options.shell_job,
+        )
+        try:
+            worker = Worker.start(
+                self._criu,
+                launcher=self._host.launcher(private_root=private_root),
+                kept_fds=(namespace.fd, *substitutes),
+            )
+            self._undo.callback(worker.close)
+            self._operation.note_criu(worker.pid, log=str(request.log))
+            held = engine.begin_restore(worker, request)
+        finally:
+            for fd in substitutes:
+                os.close(fd)
+        self._undo.callback(held.abort)
+        self._held.append(held)
+        root = self._host_pid(held.pid)
+        self._roots.append(root)
+        self._move_down(tree, root)
+        return root
+
+    def commit(self, checkpoint: CheckpointId) -> None:
+        """Let all trees go on, and file the workload as a job that came from `checkpoint`.
+
+        Raises:
+            RestoreFailed: a tree could not go on; call abort(), which takes the others back.
+        """
+        for held in self._held:
+            held.finish()
+        # Until forget_restore() the journal says that this is half restored: a crash takes it away.
+        ends_with = self._host.commit(self._roots[0])
+        self._jobs.adopt(
+            self._place.job,
+            cgroup=self._cgroup,
+            root=ends_with.pid,
+            shim=self._host.shim,
+            checkpoint=checkpoint,
+            log=self._log,
+        )
+        self._filed = True
+        self._operation.forget_restore(self._cgroup)
+        self._made.clear()
+        self._undo.close()
+
+    def abort(self) -> None:
+        """Kill and remove everything that was restored; safe to repeat."""
+        self._undo.close()
+
+    def _prepare(self) -> None:
+        place = self._place
+        self._undo.enter_context(self._jobs.lock(place.job))
+        self._jobs.refuse_running(place.job)
+        self._forget_new_job()
+        directory = self._jobs.prepare(place.job)
+        self._log = f"{directory}/log"
+        self._undo.callback(self._close_namespaces)
+        self._directories = self._make_cgroups()
+        # What has a PID namespace of its own gets a new one in any case.
+        new_pids = place.new_pids and not any(tree.owns("pid") for tree in place.trees)
+        self._host = self._undo.enter_context(
+            RestoreHost(
+                name=place.job,
+                exit_path=self._jobs.exit_path(place.job),
+                cgroup_procs=[f"{each}/cgroup.procs" for each in self._directories],
+                new_pids=new_pids,
+                first_pid=_first_free_pid(place.trees) if new_pids else 0,
+            )
+        )
+
+    def _forget_new_job(self) -> None:
+        """Undo a name that is new: a job that was never restored leaves no directory."""
+        directory = self._jobs.directory(self._place.job)
+        if not os.path.isdir(directory):
+            self._undo.callback(self._remove_unless_filed, directory)
+
+    def _remove_unless_filed(self, directory: str) -> None:
+        if not os.path.exists(f"{directory}/job.json"):
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _make_cgroups(self) -> list[str]:
+        """Make what is missing of the cgroups; gives all that the first task joins, the workload's own first."""
+        place = self._place
+        hierarchy = cgroups.unified() or cgroups.freezer_v1()
+        if hierarchy is None:
+            raise HostMismatch(
+                ref=place.job,
+                reasons=("no cgroup hierarchy with a freezer is mounted",),
+                remedy="Mount cgroup2, for example at /sys/fs/cgroup.",
+            )
+        cgroup = os.path.normpath(
+            place.cgroup or f"{hierarchy.mountpoint}/{self._jobs.cgroup_name(place.job)}"
+        )
+        for each in cgroups.hierarchies():
+            if cgroup.startswith(each.mountpoint + "/"):
+                hierarchy = each
+        if not cgroup.startswith(hierarchy.mountpoint + "/"):
+            raise HostMismatch(
+                ref=place.job,
+                reasons=(f"{cgroup} is not below a cgroup mount of this host",),
+                remedy="Name another place with --cgroup.",
+            )
+        _refuse_used(cgroup)
+        self._cgroup = cgroup
+        self._records = _moved_to(hierarchy.relative(cgroup), hierarchy.name, place.records)
+        self._undo.callback(self._remove_cgroups)
+        self._operation.note_restore(cgroup)
+        outcome = cgroup_settings.create_cgroups(self._records, note=self._made.append)
+        if not os.path.isdir(cgroup):
+            self._made.append(cgroup)
+            cgroups.make(cgroup)
+        self.problems = outcome.problems
+        others = [
+            cgroup_settings.directory_of(record, mounted)
+            for mounted in cgroups.hierarchies()
+            if mounted != hierarchy
+            for record in self._records
+            if record.hierarchy == mounted.name and place.trees[0].root in record.members
+        ]
+        return [cgroup, *others]
+
+    def _remove_cgroups(self) -> None:
+        if not self._filed:
+            control = control_of(self._cgroup)
+            if control is not None and cgroups.processes_below(self._cgroup):
+                control.kill()
+        for directory in reversed(self._made):
+            cgroups.remove(directory)
+        self._made.clear()
+        self._operation.forget_restore(self._cgroup)
+
+    def _time_namespace(self, offsets: TimeOffsets, clocks: ClockTarget | None) -> TimeNamespace:
+        key = None if clocks is None else offsets
+        if key not in self._namespaces:
+            if clocks is None:
+                self._namespaces[key] = TimeNamespace.of_this_process()
+            else:
+                now = Nanoseconds(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+                self._first_namespace_at = self._first_namespace_at or now
+                # Made for one instant: what passed since the first one was made has passed here as well.
+                late = now - self._first_namespace_at
+                self._namespaces[key] = TimeNamespace.with_clocks(
+                    ClockTarget(
+                        monotonic_ns=Nanoseconds(clocks.monotonic_ns + late),
+                        boottime_ns=Nanoseconds(clocks.boottime_ns + late),
+                    )
+                )
+        return self._namespaces[key]
+
+    def _close_namespaces(self) -> None:
+        for namespace in self._namespaces.values():
+            namespace.close()
+        self._namespaces.clear()
+
+    def _check_mounts(self, external_mounts: tuple[ExternalMount, ...]) -> None:
+        problems = mounts.mount_problems(external_mounts)
+        if problems:
+            raise HostMismatch(
+                ref=self._place.job, reasons=problems, remedy="Mount it there, and restore again."
+            )
+
+    def _host_pid(self, pid: Pid) -> Pid:
+        """The restored root's pid on this host."""
+        found = self._host.pid_on_host(pid)
+        if found is None:
+            raise RestoreFailed(cause=f"the restored root, pid {pid} in its namespace, ended at once")
+        return found
+
+    def _move_down(self, tree: Tree, root: Pid) -> None:
+        """Put each process of the restored tree into the cgroup that it was in."""
+        inside = {_pid_inside(pid): pid for pid in descendants((root,), all_processes())}
+        here = {process.pid: inside.get(process.pid_inside) for process in tree.processes}
+        mounted = {each.name: each for each in cgroups.hierarchies()}
+        for record in self._records:
+            if record.hierarchy not in mounted:
+                continue
+            directory = cgroup_settings.directory_of(record, mounted[record.hierarchy])
+            for member in record.members:
+                pid = here.get(member)
+                if pid is not None and cgroups.cgroup_of(pid, mounted[record.hierarchy]) != directory:
+                    cgroups.add_process(directory, pid)
+
+
+def _refuse_used(cgroup: str) -> None:
+    if not os.path.isdir(cgroup):
+        return
+    pids = cgroups.processes_below(cgroup)
+    if pids:
+        raise WrongState(
+            subject=f"The cgroup {cgroup}",
+            state=f"in use by {len(pids)} process(es), the first is {pids[0]}",
+            operation="a restore into it",
+            needed="to be empty",
+            remedy="End them, or name another place with --cgroup.",
+        )
+    control = control_of(cgroup)
+    # CRIU hangs when it restores into a frozen cgroup.
+    if control is not None and control.held():
+        control.thaw()
+
+
+def _moved_to(path: str, hierarchy: str, records: tuple[CgroupRecord, ...]) -> tuple[CgroupRecord, ...]:
+    """The records, those of this hierarchy moved below `path`: the first of them is the workload's own."""
+    own = [record for record in records if record.hierarchy == hierarchy]
+    if not own:
+        return records
+    top = min((record.path for record in own), key=len)
+    return tuple(
+        replace(record, path=path + record.path.removeprefix(top))
+        if record.hierarchy == hierarchy
+        else record
+        for record in records
+    )
+
+
+def _first_free_pid(trees: tuple[Tree, ...]) -> int:
+    """A pid above all that the trees bring along, for CRIU itself."""
+    return 1 + max(
+        thread
+        for tree in trees
+        for process in tree.processes
+        for thread in (*process.threads, process.pid_inside)
+    )
+
+
+def _pid_inside(pid: Pid) -> int:
+    """The pid's number in its own namespace; 0 if it has ended."""
+    with suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return 0

@@ -1,0 +1,103 @@
+"""CRIU as the port `Restorer`: what must be true on this host before trees can be brought back.
+
+Source: decisions/0004. The restore itself is in restore_session.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from ckpt.host import carried
+from ckpt.host.jobs import JobRegistry
+from ckpt.host.operations import JournaledOperation
+from ckpt.host.process_table import stat_of, thread_group_of
+from ckpt.host.restore_session import CriuRestoreSession, Place
+from ckpt.model.checkpoint import CarriedFile
+from ckpt.model.workload import CgroupRecord, Tree
+from ckpt.units import SECOND, JobName, Nanoseconds, Pid
+
+ZOMBIE_PATIENCE: Final = Nanoseconds(5 * SECOND)
+"""How long a killed task's pid is waited for: it is free only when its parent has reaped it (1.8 s was seen)."""
+
+_LOOK_AGAIN_S: Final = 0.01
+
+
+class CriuRestorer:
+    """Brings trees back with CRIU. Fits the port `Restorer`."""
+
+    def __init__(self, criu: Path, jobs: JobRegistry) -> None:
+        """Use the CRIU at this path, and file what is restored in this registry."""
+        self._criu = criu
+        self._jobs = jobs
+
+    def check_pids(self, trees: tuple[Tree, ...]) -> tuple[str, ...]:
+        """A sentence for every pid that is needed and taken, with the name of the process that has it.
+
+        Trees that have a PID namespace of their own bring their pids along. What was just killed still has
+        its pid until its parent has reaped it: that is waited for.
+        """
+        needed = [
+            thread
+            for tree in trees
+            if not tree.owns("pid")
+            for process in tree.processes
+            for thread in process.threads
+        ]
+        patience_ends = time.monotonic_ns() + ZOMBIE_PATIENCE
+        while True:
+            # A zombie's pidfd is readable at once; nothing tells of its reaping. So this looks again.
+            taken = [pid for pid in needed if os.path.exists(f"/proc/{pid}")]
+            waiting = [pid for pid in taken if (stat := stat_of(pid)) is None or stat.ended]
+            if not waiting or time.monotonic_ns() > patience_ends:
+                return tuple(sentence for pid in taken if (sentence := _who_has(pid)))
+            time.sleep(_LOOK_AGAIN_S)
+
+    def session(
+        self,
+        *,
+        job: JobName,
+        cgroup: str,
+        cgroups: tuple[CgroupRecord, ...],
+        new_pids: bool,
+        trees: tuple[Tree, ...],
+        operation: object,
+    ) -> CriuRestoreSession:
+        """Prepare the cgroups and the process that will be the parent of what is restored.
+
+        Args:
+            job: The name that it will be filed under.
+            cgroup: An absolute path, or "" for one of our own that is named after the job.
+            cgroups: The recorded cgroups.
+            new_pids: Give the trees a PID namespace of their own.
+            trees: All that will be restored.
+            operation: One that JournaledOperations began (an `object`, as a port's adapter must take any).
+
+        Raises:
+            WrongState: the job runs, or the cgroup holds processes or is frozen.
+        """
+        if not isinstance(operation, JournaledOperation):
+            raise TypeError(operation)
+        place = Place(job=job, cgroup=cgroup, records=cgroups, new_pids=new_pids, trees=trees)
+        return CriuRestoreSession(self._criu, self._jobs, operation, place)
+
+    def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> carried.PutBack:
+        """Put carried files, whose contents lie at the given paths, where the restore needs them."""
+        return carried.put_back(files)
+
+
+def _who_has(pid: Pid) -> str:
+    """Who has this pid, in a sentence; "" if it became free."""
+    leader = thread_group_of(pid)
+    stat = stat_of(leader if leader is not None else pid)
+    if stat is None:
+        return ""
+    if stat.pid != pid:
+        return f"pid {pid} belongs to a thread of {stat.name} (process {stat.pid})"
+    if stat.ended:
+        return (
+            f"pid {pid} belongs to {stat.name}, which has ended and waits for process {stat.parent} to notice"
+        )
+    return f"pid {pid} belongs to {stat.name}"

@@ -1,0 +1,24 @@
+"""The benchmarks, by name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import freeze
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure ckpt beside its peers, in one run, as ratios.",
+        epilog="Example: scripts/bench freeze --rounds 9",
+    )
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    freeze.register(commands)
+    arguments = parser.parse_args()
+    return arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
