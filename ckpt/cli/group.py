@@ -83,4 +83,5 @@ def ckpt(context: click.Context, /, store: str, **flags: Any) -> None:
     chosen = (
         Verbosity.VERBOSE if flags["verbose"] else Verbosity.QUIET if flags["quiet"] else Verbosity.NORMAL
     )
-    context.obj = Call(store=store, json=flags["json"], verbosity=chosen)
+    call = context.ensure_object(Call)
+    call.store, call.json, call.verbosity = store, flags["json"], chosen

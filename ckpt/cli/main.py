@@ -12,6 +12,7 @@ from typing import Final
 
 import click
 
+from ckpt.cli.call import Call
 from ckpt.cli.failures import tell
 from ckpt.cli.group import ckpt
 from ckpt.cli.interruption import interruptible
@@ -23,22 +24,24 @@ READER_GONE: Final = 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ckpt with these arguments, or the process's; gives the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    context = None
+    call = Call()
+    code = None
     try:
         with interruptible(f"ckpt {words[0]}" if words else "ckpt"):
-            context = ckpt.main(args=words, prog_name="ckpt", standalone_mode=False)
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
+            code = ckpt.main(args=words, prog_name="ckpt", standalone_mode=False, obj=call)
+    except click.UsageError as error:
+        # The parser may have stopped before it came to --json.
+        return tell(error, json=call.json or _asks_for_json(words))
     except BrokenPipeError:
         # Whatever Python still wants to flush at its end has no reader either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     except Exception as error:  # noqa: BLE001 - the one place where every error ends
-        return tell(error, json=_asks_for_json(words))
-    return context if isinstance(context, int) else 0
+        return tell(error, json=call.json)
+    return code if isinstance(code, int) else 0
 
 
 def _asks_for_json(words: Sequence[str]) -> bool:
-    """Whether --json stands before or after the command, also where the call could not be parsed."""
+    """Whether --json stands anywhere before what follows "--"."""
     ours = words[: words.index("--")] if "--" in words else words
     return "--json" in ours

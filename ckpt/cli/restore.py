@@ -60,7 +60,7 @@ from ckpt.units import JobName, milliseconds
 )
 @click.pass_obj
 def command(call: Call, /, **given: Any) -> int:
-    r"""Bring the checkpoint REF back: an id or its beginning, a tag, JOB, JOB@latest or JOB~1.
+    """Bring the checkpoint REF back: an id or its beginning, a tag, JOB, JOB@latest or JOB~1.
 
     Everything is read and verified before anything is started. The workload runs detached unless --attach.
 
@@ -70,7 +70,7 @@ def command(call: Call, /, **given: Any) -> int:
     continue    goes on from the freeze         goes on from the freeze
     elapsed     goes on, plus the time since    the same
     host        the host's                      the host's
-    """
+    """  # noqa: D301 - the backspace is click's mark for lines to keep
     wiring.require_root("ckpt restore")
     _check(call, given)
     wanted = RestoreCall(

@@ -17,7 +17,7 @@ def jobs(_context: click.Context, _parameter: click.Parameter, incomplete: str) 
     from ckpt.cli import wiring  # noqa: PLC0415 - wiring imports the adapters' packages
 
     try:
-        names = [job.name for job in wiring.jobs().list()]
+        names = wiring.jobs().names()
     except (CkptError, OSError):
         return []
     return [name for name in names if name.startswith(incomplete)]

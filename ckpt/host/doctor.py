@@ -278,6 +278,15 @@ def _time_namespaces() -> tuple[Finding, ...]:
 
 
 def _nftables() -> tuple[Finding, ...]:
+    if os.geteuid() != 0:
+        return (
+            Finding(
+                name="nftables",
+                state=State.WARNING,
+                detail="not probed: that needs root",
+                remedy="Run 'ckpt doctor' as root.",
+            ),
+        )
     try:
         tables = netlock.list_tables()
     except CkptError as error:
@@ -286,7 +295,7 @@ def _nftables() -> tuple[Finding, ...]:
                 name="nftables",
                 state=State.WARNING,
                 detail=f"{error.message} Open TCP connections cannot be locked during a dump.",
-                remedy="Run as root, on a kernel with nf_tables.",
+                remedy="Use a kernel with nf_tables.",
             ),
         )
     if tables:
@@ -294,8 +303,9 @@ def _nftables() -> tuple[Finding, ...]:
             Finding(
                 name="nftables",
                 state=State.WARNING,
-                detail=f"locks of CRIU are there: {', '.join(tables)}",
-                remedy="If no dump is under way, run 'ckpt recover'.",
+                detail=f"{len(tables)} lock(s) of CRIU are there: {', '.join(tables[:3])}"
+                + (" …" if len(tables) > 3 else ""),
+                remedy=f"If no dump is under way: nft delete table inet {tables[0]}, and the others.",
             ),
         )
     return (Finding(name="nftables", state=State.OK, detail="reachable, no locks left behind"),)
