@@ -272,7 +272,7 @@ class _Dump:
             )
 
     def _dump_tree(self, root: Pid, tree_dump: TreeDump, before: Callable[[], None]) -> None:
-        directory = f"{self.operation.staging}/{root}"
+        directory = self.operation.directory(str(root))
 
         clock = self.ports.clock
         began = clock.stopwatch()

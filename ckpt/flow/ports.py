@@ -48,6 +48,9 @@ class Operation(Protocol):
     def staging(self) -> str:
         """An empty directory on disk, removed with the operation."""
 
+    def directory(self, name: str) -> str:
+        """Make an empty directory in `staging`; gives its path."""
+
     def note_phase(self, phase: str) -> None:
         """Note how far the operation has come."""
 
@@ -187,7 +190,7 @@ class TreeDump(Protocol):
 
         Args:
             root: The root process.
-            images: An empty directory.
+            images: An empty directory, which is filled.
             cgroup: The cgroup that is, or in `before` will be, frozen.
             options: What CRIU is told.
             external_mounts: Mounts that are not saved.

@@ -22,7 +22,7 @@ from ckpt.flow.ports import (
     Store,
 )
 from ckpt.flow.undo import Undo
-from ckpt.model.checkpoint import Checkpoint, ImageSet
+from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.clocks import TimePolicy, clocks_at_restore
 from ckpt.model.inodes import IDENTITY_DIFFERENCES, FileChange, InodePolicy
 from ckpt.model.reports import RestoreReport
@@ -152,15 +152,12 @@ def _judge_files(
 def _fetch(checkpoint: Checkpoint, operation: Operation, store: Store) -> None:
     """Bring every byte that the restore needs into the staging directory, verified."""
     for images in checkpoint.image_sets:
+        directory = operation.directory(str(images.root))
         for file in images.files:
-            store.fetch(file, f"{_directory(operation, images)}/{file.name}")
+            store.fetch(file, f"{directory}/{file.name}")
     for number, carried in enumerate(checkpoint.carried_files):
         store.fetch(carried.content, f"{operation.staging}/carried-{number}")
     operation.note_phase("fetched")
-
-
-def _directory(operation: Operation, images: ImageSet) -> str:
-    return f"{operation.staging}/{images.root}"
 
 
 def _check_pids(call: RestoreCall, checkpoint: Checkpoint, restorer: Restorer) -> None:
@@ -192,7 +189,7 @@ def _add_trees(
         pids.append(
             session.add(
                 tree=tree,
-                images=_directory(operation, images),
+                images=f"{operation.staging}/{images.root}",
                 options=checkpoint.options,
                 external_mounts=checkpoint.workload.external_mounts,
                 outside_files=checkpoint.workload.outside_files,

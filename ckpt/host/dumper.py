@@ -115,12 +115,11 @@ class CriuTreeDump:
         before: Callable[[], None],
         stopped: Callable[[], None],
     ) -> DumpStatistics:
-        """Dump the tree below `root` into the directory `images`, which is made.
+        """Dump the tree below `root` into the empty directory `images`.
 
         Raises:
             DumpFailed: with the cause from CRIU's log; the tasks are as they were.
         """
-        os.makedirs(images, mode=0o700)
         request = DumpRequest(
             pid=root,
             images=Path(images),

@@ -56,6 +56,19 @@ class JournaledOperation:
         """An empty directory on disk, removed with the operation."""
         return self._directory + "/staging"
 
+    def directory(self, name: str) -> str:
+        """Make an empty directory in `staging`; gives its path.
+
+        Raises:
+            NoSpace, OsRefused: it cannot be made.
+        """
+        path = f"{self.staging}/{name}"
+        try:
+            os.mkdir(path, mode=0o700)
+        except OSError as error:
+            raise _refused(self.staging, error) from error
+        return path
+
     def guard(self) -> None:
         """Start the guardian: if this process dies before end(), it undoes what was noted, at once.
 

@@ -54,6 +54,7 @@ class CriuRestoreSession:
         self._place = place
         self._undo = ExitStack()
         self._held: list[engine.HeldRestore] = []
+        self._workers: list[Worker] = []
         self._roots: list[Pid] = []
         self._namespaces: dict[TimeOffsets | None, TimeNamespace] = {}
         self._first_namespace_at = Nanoseconds(0)
@@ -121,6 +122,7 @@ class CriuRestoreSession:
                 kept_fds=(namespace.fd, *substitutes),
             )
             self._undo.callback(worker.close)
+            self._workers.append(worker)
             self._operation.note_criu(worker.pid, log=str(request.log))
             held = engine.begin_restore(worker, request)
         finally:
@@ -141,6 +143,9 @@ class CriuRestoreSession:
         """
         for held in self._held:
             held.finish()
+        # The shim reaps them, and tells only as long as it has us to tell it to.
+        for worker in self._workers:
+            worker.close()
         # Until forget_restore() the journal says that this is half restored: a crash takes it away.
         ends_with = self._host.commit(self._roots[0])
         self._jobs.adopt(

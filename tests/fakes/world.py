@@ -79,6 +79,10 @@ class FakeOperation:
     def staging(self) -> str:
         return "/staging"
 
+    def directory(self, name: str) -> str:
+        self.world.step(f"directory {name}")
+        return f"{self.staging}/{name}"
+
     def note_phase(self, phase: str) -> None:
         self.world.step(f"phase {phase}")
 
