@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 import click
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +73,17 @@ def paint(text: str, colour: str, stream: TextIO) -> str:
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table: as wide as it must be, two blanks between columns, numbers as they come."""
-    table = [tuple(header), *(tuple(row) for row in rows)]
+    table = [tuple(header), *(tuple(map(on_one_line, row)) for row in rows)]
     widths = [max(len(row[index]) for row in table) for index in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in table
     )
+
+
+def on_one_line(text: str) -> str:
+    """The text with every control character escaped: names and command lines may hold anything."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _has_surrogates(text: str) -> bool:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Final
 
 from ckpt.cli.documents import rfc3339
-from ckpt.cli.output import columns
+from ckpt.cli.output import columns, on_one_line
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.inodes import InodeRecord, Role
 from ckpt.model.reports import StoredCheckpoint
@@ -80,7 +80,7 @@ def _tree_lines(tree: Tree) -> list[str]:
 
 
 def _process_line(process: Process) -> str:
-    command = " ".join(process.command_line) or f"[{process.name}]"
+    command = on_one_line(" ".join(process.command_line) or f"[{process.name}]")
     inside = f" ({process.pid_inside} inside)" if process.pid_inside != process.pid else ""
     threads = f", {len(process.threads)} threads" if len(process.threads) > 1 else ""
     return f"{process.pid}{inside} {process.state} uid {process.uid}{threads}  {command}"
@@ -152,7 +152,8 @@ def _outside(checkpoint: Checkpoint) -> str:
 
 def _carried(checkpoint: Checkpoint) -> str:
     return "\n".join(
-        f"{carried.path}  {human_bytes(carried.content.size_bytes)}" for carried in checkpoint.carried_files
+        f"{on_one_line(carried.path)}  {human_bytes(carried.content.size_bytes)}"
+        for carried in checkpoint.carried_files
     )
 
 
@@ -178,7 +179,7 @@ def _span(duration: Nanoseconds) -> str:
 
 
 def _pairs(rows: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(f"{name:<11} {value}" for name, value in rows)
+    return "\n".join(f"{name:<11} {on_one_line(value)}" for name, value in rows)
 
 
 def _indented(text: str) -> str:

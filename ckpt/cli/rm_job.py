@@ -20,10 +20,9 @@ def command(call: Call, name: str, *, force: bool) -> None:
     """Forget the job NAME, with its logs; its checkpoints stay in the store."""
     wiring.require_root("ckpt rm-job")
     job = JobName(name)
-    registry = wiring.jobs()
-    stopped = force and registry.look(job).is_alive
+    stopped = force and wiring.runs(job)
     if stopped:
         wiring.stop_job(job, GRACE_S)
     wiring.tidy_job(job)
-    registry.remove(job)
+    wiring.jobs().remove(job)
     call.output.result({"job": job, "stopped": stopped}, f"{job} is forgotten", brief="")

@@ -5,12 +5,13 @@ Rule: adapters are imported when a command needs them, so that the others stay q
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, Final
 
 from ckpt.cli.progress import Announce, announced
-from ckpt.errors import NotRoot, StoreUnusable
+from ckpt.errors import NoSuchTarget, NotRoot, ObjectCorrupt, StoreUnusable
 from ckpt.flow.dump import DumpPorts
 from ckpt.flow.restore import RestorePorts
 from ckpt.units import JobName
@@ -176,12 +177,20 @@ def stop_job(name: JobName, grace_s: float) -> bool:
 
 
 def tidy_job(name: JobName) -> None:
-    """Remove the cgroups of a job that has ended; nothing if it runs, perhaps again."""
+    """Remove the cgroups of a job that has ended; nothing if it runs, perhaps again, or is gone."""
     from ckpt.host.starting import remove_cgroups  # noqa: PLC0415
 
-    view = jobs().look(name)
-    if not view.is_alive:
-        remove_cgroups(view.record)
+    with contextlib.suppress(NoSuchTarget, ObjectCorrupt):
+        view = jobs().look(name)
+        if not view.is_alive:
+            remove_cgroups(view.record)
+
+
+def runs(name: JobName) -> bool:
+    """Whether there is a job of this name that runs; one whose record cannot be read does not."""
+    with contextlib.suppress(NoSuchTarget, ObjectCorrupt):
+        return jobs().look(name).is_alive
+    return False
 
 
 def recover() -> tuple[RecoveryAction, ...]:

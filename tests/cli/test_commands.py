@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from fakes import world as fake
 from fakes.calls import restore_ports
 from fakes.checkpoints import a_checkpoint
 
-from ckpt.cli import wiring
+from ckpt.cli import suggestions, wiring
+from ckpt.cli.group import ckpt
 from ckpt.cli.main import main
 from ckpt.errors import DumpFailed, NoSuchTarget
 from ckpt.flow.dump import DumpPorts
@@ -261,6 +263,30 @@ def test_a_job_that_does_not_run_cannot_be_stopped_but_removed(
     assert run(capsys, "stop", "web", code=62)["error"]["slug"] == "wrong-state"
     assert run(capsys, "rm-job", "web") == {"job": "web", "stopped": False}
     assert run(capsys, "rm-job", "web", code=63)["error"]["slug"] == "no-such-target"
+
+
+def test_a_job_whose_record_is_damaged_can_be_removed(
+    job: JobRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state" / "jobs" / "web" / "job.json").write_text("{")
+    assert run(capsys, "wait", "web", code=42)["error"]["slug"] == "corrupt"
+    assert run(capsys, "rm-job", "web", "--force") == {"job": "web", "stopped": False}
+
+
+def test_the_shell_is_offered_tags_jobs_ids_and_jobs_of_this_host(
+    job: JobRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = kept(tmp_path, job="shop")
+    run(capsys, "tag", checkpoint, "gold")
+    context, parameter = click.Context(ckpt), click.Argument(["ref"])
+    assert suggestions.refs(context, parameter, "") == sorted([checkpoint[:12], "gold", "shop"])
+    assert suggestions.refs(context, parameter, "go") == ["gold"]
+    assert suggestions.jobs(context, parameter, "w") == ["web"]
+
+
+def test_no_store_is_no_failure_for_the_shell(tmp_path: Path) -> None:
+    assert suggestions.refs(click.Context(ckpt), click.Argument(["ref"]), "") == []
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("words", [["stop", "x"], ["wait", "x"], ["logs", "x"], ["rm-job", "x"]])

@@ -51,6 +51,10 @@ def test_a_table_is_as_wide_as_its_cells() -> None:
     assert columns(("A", "BB"), [("1", "2"), ("333", "4")]) == "A    BB\n1    2\n333  4"
 
 
+def test_a_cell_cannot_break_its_row_or_speak_to_the_terminal() -> None:
+    assert columns(("A",), [("one\ntwo\x1b[2J",)]) == "A\none\\ntwo\\x1b[2J"
+
+
 class Port:
     place = "here"
 
