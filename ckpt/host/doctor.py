@@ -305,7 +305,8 @@ def _nftables() -> tuple[Finding, ...]:
                 state=State.WARNING,
                 detail=f"{len(tables)} lock(s) of CRIU are there: {', '.join(tables[:3])}"
                 + (" …" if len(tables) > 3 else ""),
-                remedy=f"If no dump is under way: nft delete table inet {tables[0]}, and the others.",
+                remedy="They belong to workloads that were dumped with --stop --tcp-established and wait for "
+                "their restore; one of another is removed with: nft delete table inet NAME.",
             ),
         )
     return (Finding(name="nftables", state=State.OK, detail="reachable, no locks left behind"),)
