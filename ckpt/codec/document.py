@@ -1,6 +1,6 @@
 """A document: one value of the model as msgpack, in an envelope that says what it is and in which version.
 
-Rules: F9 to F12 of images/FORMAT.md. The version is read before the value, so that a document of a newer
+Rules: F9 to F12 and F18 of images/FORMAT.md. The version is read before the value, so that a document of a newer
 ckpt is refused as such and not taken for damage.
 """
 

@@ -1,6 +1,6 @@
 """Names from outside: what they may look like.
 
-Rules: F20 to F23 of images/FORMAT.md. Each function answers a reason to refuse, or "".
+Rules: F14, F20 and F22 of images/FORMAT.md. Each function answers a reason to refuse, or "".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The documents of a store: what is written, and in which version.
 
-Rules: F30 to F39 of images/FORMAT.md. A version goes up when a field is added, removed or means something
+Rules: F12 and F30 of images/FORMAT.md. A version goes up when a field is added, removed or means something
 else; readers keep reading the older ones.
 """
 

@@ -1,6 +1,6 @@
 """The shape of every type of the model: how its values become plain ones, and are read back.
 
-Rules: F10 to F19 of images/FORMAT.md. A dataclass is a map of its fields in their order; all are there, and
+Rules: F13 to F18 of images/FORMAT.md. A dataclass is a map of its fields in their order; all are there, and
 no others. The shapes are built from the annotations, once, so that the model is the only place where a field
 is declared.
 """

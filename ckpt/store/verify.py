@@ -6,7 +6,6 @@ Rules: F69 of images/FORMAT.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 
 from ckpt.codec.objects import CONFIG, RECEIPT, TAG_MARK
@@ -23,14 +22,6 @@ from ckpt.store.tags import Tags
 from ckpt.units import ByteCount, CheckpointId, Digest
 
 
-@dataclass(slots=True)
-class _Need:
-    """What manifests say of one chunk: its size, and the checkpoints that need it."""
-
-    size_bytes: ByteCount
-    checkpoints: list[CheckpointId] = field(default_factory=list)
-
-
 class Verification:
     """One reading of a store, or of some of its checkpoints."""
 
@@ -39,7 +30,7 @@ class Verification:
         self._objects = Objects(backend)
         self._catalogue = Catalogue(backend)
         self._problems: list[Problem] = []
-        self._needs: dict[Digest, _Need] = {}
+        self._needs: dict[Chunk, list[CheckpointId]] = {}
         self._chunks = 0
         self._bytes = 0
 
@@ -47,15 +38,13 @@ class Verification:
         """Read the named checkpoints with their chunks; without names, every object of the store."""
         for checkpoint in self._catalogue.ids() if checkpoints is None else checkpoints:
             self._noting(checkpoint, partial(self._check_manifest, checkpoint))
-        present: set[Digest] = set()
+        unneeded: set[Digest] = set()
         if checkpoints is None:
             self._noting("config", self._check_config)
             self._check_marks()
             self._check_strays()
-            present = {
-                digest for name in self._backend.list(layout.CHUNKS) if (digest := layout.digest_in(name))
-            }
-        self._check_chunks(sorted(present | self._needs.keys()))
+            unneeded = self._present_chunks() - {chunk.digest for chunk in self._needs}
+        self._check_chunks([*self._needs, *sorted(unneeded)])
         return VerifyReport(
             checked_chunks=self._chunks, checked_bytes=ByteCount(self._bytes), problems=tuple(self._problems)
         )
@@ -72,16 +61,9 @@ class Verification:
     def _check_manifest(self, checkpoint: CheckpointId) -> None:
         manifest = self._objects.read_manifest(checkpoint)
         for chunk in chunks_of(manifest):
-            need = self._needs.setdefault(chunk.digest, _Need(size_bytes=chunk.size_bytes))
-            if need.size_bytes != chunk.size_bytes:
-                raise ObjectCorrupt(
-                    kind="manifest",
-                    name=checkpoint,
-                    reason=f"it says that chunk {chunk.digest} has {chunk.size_bytes} bytes, "
-                    f"and {need.size_bytes} in another place",
-                )
-            if checkpoint not in need.checkpoints[-1:]:
-                need.checkpoints.append(checkpoint)
+            needed_by = self._needs.setdefault(chunk, [])
+            if checkpoint not in needed_by[-1:]:
+                needed_by.append(checkpoint)
         self._noting(layout.receipt(checkpoint), partial(self._check_receipt, checkpoint, manifest))
 
     def _check_receipt(self, checkpoint: CheckpointId, manifest: Checkpoint) -> None:
@@ -110,41 +92,42 @@ class Verification:
                     )
                     self._problems.append(Problem(slug="stray", subject=name, message=message))
 
-    def _check_chunks(self, digests: Iterable[Digest]) -> None:
-        for digest, outcome in each(digests, self._check_chunk):
+    def _present_chunks(self) -> set[Digest]:
+        names = self._backend.list(layout.CHUNKS)
+        return {digest for name in names if (digest := layout.digest_in(name))}
+
+    def _check_chunks(self, chunks: Iterable[Chunk | Digest]) -> None:
+        """Read chunks that checkpoints need, and others by their digest alone."""
+        for chunk, outcome in each(chunks, self._read):
             match outcome:
-                case ObjectMissing() if self._was_removed(digest):
+                case ObjectMissing() if self._was_removed(chunk):
                     pass
                 case CkptError():
-                    self._problems.append(
-                        Problem(
-                            slug=outcome.slug, subject=digest, message=outcome.message + self._whose(digest)
-                        )
-                    )
+                    subject = chunk.digest if isinstance(chunk, Chunk) else chunk
+                    message = f"{outcome.message} {self._whose(chunk)}"
+                    self._problems.append(Problem(slug=outcome.slug, subject=subject, message=message))
                 case size:
                     self._chunks += 1
                     self._bytes += size
 
-    def _check_chunk(self, digest: Digest) -> tuple[Digest, CkptError | ByteCount]:
-        need = self._needs.get(digest)
+    def _read(self, chunk: Chunk | Digest) -> tuple[Chunk | Digest, CkptError | int]:
         try:
-            if not need:
-                return digest, self._objects.check_chunk(digest)
-            chunk = Chunk(digest=digest, size_bytes=need.size_bytes)
-            return digest, ByteCount(len(self._objects.read_chunk(chunk)))
+            if isinstance(chunk, Chunk):
+                return chunk, len(self._objects.read_chunk(chunk))
+            return chunk, self._objects.check_chunk(chunk)
         except CkptError as error:
-            return digest, error
+            return chunk, error
 
-    def _was_removed(self, digest: Digest) -> bool:
+    def _needed_by(self, chunk: Chunk | Digest) -> list[CheckpointId]:
+        return self._needs[chunk] if isinstance(chunk, Chunk) else []
+
+    def _was_removed(self, chunk: Chunk | Digest) -> bool:
         """Whether a sweep took the chunk meanwhile: reading does not hold it off."""
-        need = self._needs.get(digest)
-        return not need or not any(self._backend.stat(layout.manifest(found)) for found in need.checkpoints)
+        return not any(self._backend.stat(layout.manifest(found)) for found in self._needed_by(chunk))
 
-    def _whose(self, digest: Digest) -> str:
-        need = self._needs.get(digest)
-        if not need:
-            return " No checkpoint needs it."
-        return f" Needed by {', '.join(checkpoint[:12] for checkpoint in need.checkpoints)}."
+    def _whose(self, chunk: Chunk | Digest) -> str:
+        needed_by = ", ".join(checkpoint[:12] for checkpoint in self._needed_by(chunk))
+        return f"Needed by {needed_by}." if needed_by else "No checkpoint needs it."
 
 
 def _fits(receipt: Receipt, checkpoint: CheckpointId, manifest: Checkpoint) -> bool:

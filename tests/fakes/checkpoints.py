@@ -199,6 +199,16 @@ def a_checkpoint(
         carried_files=(
             ()
             if carried is None
-            else (CarriedFile(path="/dev/shm/ring", uid=0, gid=0, mtime_ns=Nanoseconds(-1), content=carried),)
+            else (
+                CarriedFile(
+                    path="/dev/shm/ring",
+                    temporary=True,
+                    handle="1:aa0006008fbc7ea2",
+                    uid=0,
+                    gid=0,
+                    mtime_ns=Nanoseconds(-1),
+                    content=carried,
+                ),
+            )
         ),
     )
