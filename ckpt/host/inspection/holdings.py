@@ -21,12 +21,15 @@ Key = tuple[int, int]
 """A file's device and inode number."""
 
 _DELETED: Final = " (deleted)"
+_WRITES_FILE: Final = ("-w-s", "rw-s", "-wxs", "rwxs")
 _ACCESS: Final = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
     """One hold on one file; `status` is of the file itself, `target` the path that the kernel gives.
+
+    `detail` is the descriptor's number and flags, or an area's addresses and permissions.
 
     `link` is a path in /proc through which the file can be reached while it is held.
     """
@@ -51,14 +54,23 @@ class Hold:
     @property
     def path(self) -> str:
         """The path as the holder sees it."""
-        return self.target.removesuffix(_DELETED)
+        return self.target.removesuffix(_DELETED) if self.deleted else self.target
 
     @property
     def deleted(self) -> bool:
-        """Whether no name leads to it any more."""
-        return self.target.endswith(_DELETED) and not (
-            stat.S_ISREG(self.status.st_mode) and self.status.st_nlink > 0
-        )
+        """Whether the name that it was opened by leads to it no more."""
+        if not self.target.endswith(_DELETED):
+            return False
+        # The kernel appends this to the name; but a file may really be called so.
+        with suppress(OSError):
+            status = os.stat(f"/proc/{self.pid}/root{self.target}", follow_symlinks=False)
+            return (status.st_dev, status.st_ino) != self.key
+        return True
+
+    @property
+    def is_written_by_map(self) -> bool:
+        """Whether it is an area of memory through which the file can be written."""
+        return self.kind is RoleKind.MAP and self.detail.endswith(_WRITES_FILE)
 
 
 @dataclass(slots=True)
@@ -128,30 +140,37 @@ def _read_maps(found: Holdings, earlier: Holdings | None) -> None:
                     found.holds.append(Hold(hold.pid, hold.kind, hold.detail, hold.target, status, hold.link))
         return
     special: list[str] = []
-    seen: set[tuple[bytes, bytes]] = set()
+    seen: set[tuple[bytes, bytes, bool]] = set()
     for line in found.maps_text.splitlines():
         fields = line.split(None, 5)
         if len(fields) < 6:  # anonymous
             continue
-        addresses, _, _, device, inode, path = fields
-        if path.startswith(b"/"):
-            # One hold for each file is enough: its other areas say nothing new.
-            if (device, inode) not in seen:
-                seen.add((device, inode))
-                _add_map(found, addresses.decode(), os.fsdecode(path))
-            if path.startswith((b"/dev/", b"/SYSV", b"/secretmem")):
+        addresses, permissions, _, device, inode, path = fields
+        detail = f"{addresses.decode()} {permissions.decode()}"
+        key = (device, inode, detail.endswith(_WRITES_FILE))
+        if path.startswith(b"/") and key not in seen:
+            # One hold for each file is enough, and one that writes: its other areas say nothing new.
+            seen.add(key)
+            mode = _add_map(found, detail, os.fsdecode(path))
+            # /dev/zero is memory like any other.
+            if stat.S_ISCHR(mode) and not path.startswith(b"/dev/zero"):
                 special.append(os.fsdecode(path))
-        elif path.startswith(b"anon_inode:"):
+        if path.startswith((b"anon_inode:", b"/SYSV", b"/secretmem")):
             special.append(os.fsdecode(path))
     found.special_maps = tuple(special)
 
 
-def _add_map(found: Holdings, addresses: str, path: str) -> None:
+def _add_map(found: Holdings, detail: str, path: str) -> int:
+    """Note the area, and give its file's mode; 0 where the area is gone."""
     # The kernel names map_files without leading zeros, as maps does with them above 2^32 only.
-    start, _, end = addresses.partition("-")
+    start, _, end = detail.partition(" ")[0].partition("-")
     link = f"/proc/{found.pid}/map_files/{int(start, 16):x}-{int(end, 16):x}"
-    with suppress(OSError):
-        found.holds.append(Hold(found.pid, RoleKind.MAP, addresses, path, os.stat(link), link))
+    try:
+        status = os.stat(link)
+    except OSError:
+        return 0
+    found.holds.append(Hold(found.pid, RoleKind.MAP, detail, path, status, link))
+    return status.st_mode
 
 
 def _flags(pid: Pid, fd: str) -> str:

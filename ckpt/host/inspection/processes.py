@@ -1,13 +1,15 @@
 """One process as /proc shows it: what the manifest records of it, and what decides whether it can be dumped.
 
-Rules: a process that ends while it is read is not there; that is no error. What one reading needs, and only
-that, is read: this runs under the freeze.
-Source: proc_pid_stat(5), proc_pid_status(5), namespaces(7).
+Rules: a process that ends while it is read is not there; that is no error, and its zombie is still read. What
+one reading needs, and only that, is read: this runs under the freeze.
+Source: proc_pid_stat(5), proc_pid_status(5), proc_tid_children(5), namespaces(7), sched(7).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,17 +18,23 @@ from ckpt.units import Pid
 
 NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
-_POLICY_FIELD: Final = 38
-"""Field 41 of /proc/PID/stat, counted from the state (field 3) at 0."""
+SCHED_DEADLINE: Final = 6
+_POLICY_BITS: Final = 0xFF
+"""sched_getscheduler(2) adds SCHED_RESET_ON_FORK above them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessFacts:
-    """A process at one moment. `namespaces` are inode numbers by kind; `policy` is its scheduling policy."""
+    """A process at one moment.
+
+    `namespaces` are inode numbers by kind, none for a zombie; `deadline` says whether one of its threads is
+    scheduled by SCHED_DEADLINE; `children` are those of all its threads, zombies included.
+    """
 
     process: Process
     tracer: Pid
-    policy: int
+    deadline: bool
+    children: tuple[Pid, ...]
     namespaces: dict[str, int]
     executable: str
 
@@ -34,6 +42,11 @@ class ProcessFacts:
     def pid(self) -> Pid:
         """Its pid on this host."""
         return self.process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether only its zombie is left."""
+        return not self.namespaces
 
     @property
     def label(self) -> str:
@@ -56,14 +69,18 @@ def read_process(pid: Pid, controllers: str, cgroup: str) -> ProcessFacts | None
         threads = sorted(
             (Pid(int(name)) for name in os.listdir(f"{place}/task")), key=lambda tid: (tid != pid, tid)
         )
-        command_line = _read(f"{place}/cmdline").split("\0")[:-1]
-        namespaces = {kind: int(os.readlink(f"{place}/ns/{kind}")[len(kind) + 2 : -1]) for kind in NAMESPACES}
-        executable = os.readlink(f"{place}/exe")
+        name = stat[stat.index("(") + 1 : stat.rindex(")")]
+        fields = stat[stat.rindex(")") + 2 :].split()
         where = _read(f"{place}/cgroup")
+        command_line = _read(f"{place}/cmdline").split("\0")[:-1]
+        namespaces, executable = {}, ""
+        if fields[0] not in "ZX":
+            namespaces = {
+                kind: int(os.readlink(f"{place}/ns/{kind}")[len(kind) + 2 : -1]) for kind in NAMESPACES
+            }
+            executable = os.readlink(f"{place}/exe")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    name = stat[stat.index("(") + 1 : stat.rindex(")")]
-    fields = stat[stat.rindex(")") + 2 :].split()
     return ProcessFacts(
         process=Process(
             pid=pid,
@@ -80,10 +97,26 @@ def read_process(pid: Pid, controllers: str, cgroup: str) -> ProcessFacts | None
             cgroup=_below(where, controllers, cgroup),
         ),
         tracer=Pid(int(status["TracerPid"])),
-        policy=int(fields[_POLICY_FIELD]),
+        deadline=any(_policy(thread) == SCHED_DEADLINE for thread in threads),
+        children=_children(pid, threads),
         namespaces=namespaces,
         executable=executable,
     )
+
+
+def _policy(thread: Pid) -> int:
+    with suppress(ProcessLookupError):
+        return os.sched_getscheduler(thread) & _POLICY_BITS
+    return 0
+
+
+def _children(pid: Pid, threads: Iterable[Pid]) -> tuple[Pid, ...]:
+    """Exact while all threads stand still; the kernel promises nothing else."""
+    found: list[Pid] = []
+    for thread in threads:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += (Pid(int(word)) for word in _read(f"/proc/{pid}/task/{thread}/children").split())
+    return tuple(found)
 
 
 def _below(lines: str, controllers: str, cgroup: str) -> str:

@@ -6,6 +6,7 @@ Source: what each does was seen with CRIU 4.2.1; criu/files-ext.c, criu/proc_par
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
@@ -22,8 +23,6 @@ from ckpt.units import Pid
 _DUMPABLE_ANONYMOUS: Final = frozenset(
     ("eventfd", "eventpoll", "signalfd", "timerfd", "inotify", "fanotify", "pidfd", "[fanotify]")
 )
-_SHARED_MEMORY: Final = "/dev/shm/"  # noqa: S108 - not a place for temporary files of ours
-_SCHED_DEADLINE: Final = 6
 _CAP_SYS_RESOURCE: Final = 1 << 24
 _TCP_LISTEN, _TCP_CLOSE = "0A", "07"
 _NOT_NESTED: Final = ("pid", "user", "ipc", "uts", "mnt", "net", "time")
@@ -36,9 +35,19 @@ def reasons_against(snapshot: Snapshot, *, tcp_established: bool) -> tuple[str, 
 
 def _reasons(snapshot: Snapshot, *, tcp_established: bool) -> Iterator[str]:
     unlimited = _we_may_read_limits()
+    own_ipc = os.stat("/proc/self/ns/ipc").st_ino
     for pid, facts in snapshot.processes.items():
+        if facts.ended:
+            if len(facts.process.threads) > 1:
+                yield f"{facts.label} has ended, and its other threads run on, which CRIU cannot dump"
+            continue
         yield from _about_process(facts, unlimited=unlimited)
-        yield from _about_holdings(facts, snapshot.holdings[pid])
+        yield from _about_holdings(facts, snapshot.holdings[pid], own_ipc)
+    for facts, parent in snapshot.strays:
+        yield (
+            f"{facts.label} is a child of process {parent} and lives outside the cgroup, so it would be dumped "
+            "while it runs: move it into the cgroup, or dump the tree by --pid"
+        )
     for tree in snapshot.trees:
         yield from _about_namespaces(tree, snapshot)
     if not tcp_established:
@@ -57,11 +66,11 @@ def _about_process(facts: ProcessFacts, *, unlimited: bool) -> Iterator[str]:
         )
     if facts.executable.startswith("/memfd:"):
         yield f"{facts.label} runs a program from a memfd, which a restore cannot bring back"
-    if facts.policy == _SCHED_DEADLINE:
+    if facts.deadline:
         yield f"{facts.label} is scheduled with SCHED_DEADLINE, which a restore cannot bring back"
 
 
-def _about_holdings(facts: ProcessFacts, holdings: Holdings) -> Iterator[str]:
+def _about_holdings(facts: ProcessFacts, holdings: Holdings, own_ipc: int) -> Iterator[str]:
     for hold in holdings.holds:
         if hold.kind is RoleKind.FD and hold.target.startswith("anon_inode:"):
             name = hold.target.partition(":")[2]
@@ -69,15 +78,13 @@ def _about_holdings(facts: ProcessFacts, holdings: Holdings) -> Iterator[str]:
                 fd = hold.detail.partition(" ")[0]
                 yield f"{facts.label} holds fd {fd} → {hold.target}{_advice(name)}"
     for path in holdings.special_maps:
-        if path.startswith("/dev/zero"):
-            continue
         if path.startswith("/SYSV"):
-            if facts.process.pid_inside == facts.pid:  # in the host's IPC namespace, as far as can be seen
+            if facts.namespaces["ipc"] == own_ipc:
                 yield (
                     f"{facts.label} maps SysV shared memory ({path.partition(' ')[0]}) of the host: "
                     "start it as a job ('ckpt run'), which has an IPC namespace of its own"
                 )
-        elif not path.startswith(_SHARED_MEMORY):
+        else:
             yield f"{facts.label} maps {path.partition(' ')[0]}{_advice(path)}"
 
 
@@ -91,7 +98,7 @@ def _about_namespaces(tree: Tree, snapshot: Snapshot) -> Iterator[str]:
     root = snapshot.processes[tree.root]
     for process in tree.processes[1:]:
         facts = snapshot.processes[process.pid]
-        for kind in _NOT_NESTED:
+        for kind in () if facts.ended or root.ended else _NOT_NESTED:
             if facts.namespaces[kind] != root.namespaces[kind]:
                 yield f"{facts.label} lives in another {kind} namespace than its tree's root, {root.label}"
     if tree.owns("user") and not (tree.owns("pid") and tree.owns("mnt")):
@@ -128,7 +135,9 @@ def _about_connections(snapshot: Snapshot) -> Iterator[str]:
                 sockets.setdefault(hold.target[8:-1], (snapshot.processes[pid], fd))
     if not sockets:
         return
-    namespaces = {facts.namespaces["net"]: pid for pid, facts in snapshot.processes.items()}
+    namespaces = {
+        facts.namespaces["net"]: pid for pid, facts in snapshot.processes.items() if not facts.ended
+    }
     for pid in namespaces.values():
         for table in ("tcp", "tcp6"):
             with suppress(OSError), open(f"/proc/{pid}/net/{table}", encoding="ascii") as stream:

@@ -1,7 +1,9 @@
 """All processes of a workload and what they hold, at one moment.
 
-Rule: a root is a process whose parent is not in the workload; parents come before their children, and trees in
-the order of their roots' pids.
+Rules:
+- A root is a process whose parent is not in the workload; parents come before their children, and trees in the
+  order of their roots' pids.
+- A zombie belongs to the tree of the parent that has not reaped it: cgroup.procs leaves it out, CRIU does not.
 """
 
 from __future__ import annotations
@@ -22,11 +24,16 @@ from ckpt.units import Nanoseconds, Pid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What was read, and the trees that it makes."""
+    """What was read, and the trees that it makes.
+
+    `strays` are children of the workload that live outside its cgroup, each with its parent; they are only
+    looked for where an earlier reading is given, as only a frozen workload's children are known for sure.
+    """
 
     processes: dict[Pid, ProcessFacts]
     holdings: dict[Pid, Holdings]
     trees: tuple[Tree, ...]
+    strays: tuple[tuple[ProcessFacts, Pid], ...]
 
 
 def members_of(target: Target) -> list[Pid]:
@@ -46,12 +53,20 @@ def take(pids: Collection[Pid], cgroup: str, earlier: Snapshot | None) -> Snapsh
     """
     controllers, place = _as_proc_shows(cgroup)
     processes: dict[Pid, ProcessFacts] = {}
+    strays: list[tuple[ProcessFacts, Pid]] = []
     for pid in pids:
         facts = read_process(pid, controllers, place)
         if facts is not None:
             processes[pid] = facts
+    for parent in list(processes.values()):
+        for pid in parent.children:
+            facts = None if pid in processes else read_process(pid, controllers, place)
+            if facts is not None and facts.ended:
+                processes[pid] = facts
+            elif facts is not None and earlier is not None:
+                strays.append((facts, parent.pid))
     holdings = {pid: read_holdings(pid, earlier.holdings.get(pid) if earlier else None) for pid in processes}
-    return Snapshot(processes=processes, holdings=holdings, trees=_trees(processes))
+    return Snapshot(processes=processes, holdings=holdings, trees=_trees(processes), strays=tuple(strays))
 
 
 def host_namespaces() -> dict[str, int]:
