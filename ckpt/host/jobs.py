@@ -121,6 +121,15 @@ def check_name(name: str) -> JobName:
     return JobName(name)
 
 
+def cgroup_name(job: JobName) -> str:
+    """The path, below a cgroup mount, of the cgroup that a job has unless the user names another one.
+
+    Raises:
+        BadName: no job can have this name.
+    """
+    return f"ckpt/{check_name(job)}"
+
+
 class JobRegistry:
     """The jobs of this host."""
 
@@ -227,10 +236,6 @@ class JobRegistry:
             with suppress(NoSuchTarget, ObjectCorrupt):
                 views.append(self.look(name))
         return tuple(views)
-
-    def cgroup_name(self, job: JobName) -> str:
-        """The path, below a cgroup mount, of the cgroup that a job has unless the user names another one."""
-        return f"ckpt/{check_name(job)}"
 
     def cgroup_of(self, job: JobName) -> str | None:
         """The absolute path of the job's cgroup; None if there is no such job."""

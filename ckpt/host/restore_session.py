@@ -22,7 +22,7 @@ from ckpt.host.criu import engine
 from ckpt.host.criu.request import InheritFd, JoinNamespace, RestoreRequest
 from ckpt.host.criu.worker import Worker
 from ckpt.host.freezer_control import control_of
-from ckpt.host.jobs import JobRegistry
+from ckpt.host.jobs import JobRegistry, cgroup_name
 from ckpt.host.launch import RestoreHost
 from ckpt.host.operations import JournaledOperation
 from ckpt.host.process_table import all_processes, descendants
@@ -206,9 +206,7 @@ class CriuRestoreSession:
                 reasons=("no cgroup hierarchy with a freezer is mounted",),
                 remedy="Mount cgroup2, for example at /sys/fs/cgroup.",
             )
-        cgroup = os.path.normpath(
-            place.cgroup or f"{hierarchy.mountpoint}/{self._jobs.cgroup_name(place.job)}"
-        )
+        cgroup = os.path.normpath(place.cgroup or f"{hierarchy.mountpoint}/{cgroup_name(place.job)}")
         for each in cgroups.hierarchies():
             if cgroup.startswith(each.mountpoint + "/"):
                 hierarchy = each

@@ -19,7 +19,7 @@ from typing import Final
 from ckpt.errors import FeatureMissing, OsRefused, WrongState
 from ckpt.host import cgroups, launch
 from ckpt.host.freezer_control import control_of
-from ckpt.host.jobs import JobRecord, JobRegistry, boot_id
+from ckpt.host.jobs import JobRecord, JobRegistry, boot_id, cgroup_name
 from ckpt.host.launch import JobSpec, ProcessRef, StartedJob, Stdio
 from ckpt.units import JobName, Nanoseconds
 
@@ -59,7 +59,7 @@ def start(registry: JobRegistry, command: Command) -> JobRecord:
         if is_new:
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
         stdout, stderr = _logs(command, directory)
-        cgroup = _own_cgroup(registry.cgroup_name(command.name))
+        cgroup = _own_cgroup(cgroup_name(command.name))
         undo.callback(cgroups.remove, cgroup)
         saved: list[JobRecord] = []
 
@@ -113,10 +113,13 @@ def stop(registry: JobRegistry, name: JobName, grace_s: float) -> bool:
 
 
 def remove_cgroups(record: JobRecord) -> None:
-    """Remove the cgroups of a job that has ended; one that still holds a process stays."""
-    for cgroup in record.cgroups:
+    """Remove the cgroup of a job that has ended, if it was made for the job; one in use stays.
+
+    One that the user named at the restore is the user's.
+    """
+    if record.cgroup.endswith(f"/{cgroup_name(record.name)}"):
         with contextlib.suppress(OSError):
-            cgroups.remove(cgroup)
+            cgroups.remove(record.cgroup)
 
 
 def _logs(command: Command, directory: str) -> tuple[str, str]:
