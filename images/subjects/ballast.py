@@ -19,6 +19,7 @@ from report import Report
 
 BLOCK_BYTES = 1 << 20
 PAGE_BYTES = 4096
+BLOCKS_A_TICK = 4
 
 
 def main(arguments: list[str]) -> int:
@@ -69,9 +70,12 @@ class Ballast:
         return self._dirtied
 
     def wrong_block(self, number: int) -> int | None:
-        """Check one block, another one every time; returns its number if it is not what it must be."""
-        block = number % len(self._checksums)
-        return None if self._checksum(block) == self._checksums[block] else block
+        """Check a few blocks, others every time; returns the number of one that is not what it must be."""
+        for offset in range(BLOCKS_A_TICK):
+            block = (number * BLOCKS_A_TICK + offset) % len(self._checksums)
+            if self._checksum(block) != self._checksums[block]:
+                return block
+        return None
 
     def _fill(self, block: int) -> int:
         half = PAGE_BYTES // 2

@@ -55,5 +55,5 @@ server.listen(Number(port), '127.0.0.1', () => {
     tick += 1;
     setImmediate(() => { immediates += 1; });
     write(state());
-  }, 50);
+  }, 20);
 });

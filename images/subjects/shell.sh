@@ -16,7 +16,7 @@ fail() {
 
 count_for_ever() {
     number=0
-    while sleep 0.05; do
+    while sleep 0.02; do
         number=$((number + 1))
         printf '{"tick": %d}\n' "$number" >>"$log.background"
     done
@@ -41,5 +41,5 @@ while :; do
     kill -0 "$background" || fail "the background child is gone"
     printf '{"tick": %d, "pid": %d, "background": %d, "signals": %d}\n' \
         "$tick" $$ "$background" "$signals" >>"$log"
-    sleep 0.05
+    sleep 0.02
 done
