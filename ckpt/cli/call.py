@@ -1,6 +1,6 @@
 """One call of ckpt: what the options before the command say, and the class of every command.
 
-Rules: --json counts before and after the command. Every command has an example; the class demands it.
+Rules: --json, -v, -q and --store count before and after the command. Every command has an example; the class demands it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Verbosity(IntEnum):
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """The options before the command; `json` may still be set by the one after it."""
+    """The options of ckpt itself; each may still be set by the one after the command."""
 
     store: str = DEFAULT_STORE
     json: bool = False
@@ -61,6 +61,16 @@ class Command(click.Command):
                 help="Print one JSON document.",
             )
         )
+        # What may stand before the command may stand after it; the help tells it there.
+        self.params += [
+            click.Option(
+                ["-v", "--verbose"], is_flag=True, expose_value=False, hidden=True, callback=_set_verbose
+            ),
+            click.Option(
+                ["-q", "--quiet"], is_flag=True, expose_value=False, hidden=True, callback=_set_quiet
+            ),
+            click.Option(["--store"], expose_value=False, hidden=True, callback=_set_store),
+        ]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write the example."""
@@ -79,6 +89,26 @@ def _set_json(context: click.Context, _parameter: click.Parameter, value: bool) 
     call = context.find_object(Call)
     if value and call is not None:
         call.json = True
+
+
+def _set_verbose(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001
+    call = context.find_object(Call)
+    if value and call is not None:
+        call.verbosity = Verbosity.VERBOSE
+
+
+def _set_quiet(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001
+    call = context.find_object(Call)
+    if value and call is not None:
+        if call.verbosity is Verbosity.VERBOSE:
+            raise usage("-v and -q exclude each other.")
+        call.verbosity = Verbosity.QUIET
+
+
+def _set_store(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    call = context.find_object(Call)
+    if value is not None and call is not None:
+        call.store = value
 
 
 def usage(problem: str) -> click.UsageError:

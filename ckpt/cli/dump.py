@@ -42,7 +42,7 @@ def _ghost_limit(text: str) -> ByteCount:
 @click.option(
     "--tag", "tag_names", type=tag_name, multiple=True, metavar="T", help="Tag it; may be repeated."
 )
-@click.option("--message", default="", metavar="M", help="A note that is kept with the checkpoint.")
+@click.option("-m", "--message", default="", metavar="M", help="A note that is kept with the checkpoint.")
 @click.option("--tcp-established", is_flag=True, help="Keep open TCP connections.")
 @click.option(
     "--shell-job", is_flag=True, help="Allow a session, or a terminal, that begins outside the tree."

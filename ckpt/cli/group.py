@@ -72,12 +72,15 @@ class LazyGroup(click.Group):
     show_envvar=True,
     help="Where checkpoints are kept. A local store is made on first use.",
 )
-@click.option("--json", is_flag=True, help="Print one JSON document; also accepted after the command.")
+@click.option("--json", is_flag=True, help="Print one JSON document.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell each phase on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="No warnings, no progress.")
 @click.pass_context
 def ckpt(context: click.Context, /, store: str, **flags: Any) -> None:
-    """Checkpoint and restore live Linux workloads, with their clocks and files kept."""
+    """Checkpoint and restore live Linux workloads, with their clocks and files kept.
+
+    These options may also stand after the command.
+    """
     if flags["verbose"] and flags["quiet"]:
         raise click.UsageError("-v and -q exclude each other.", ctx=context)
     chosen = (

@@ -315,3 +315,15 @@ def test_without_root_it_is_10(
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert main(words) == 10
     assert f"ckpt: 'ckpt {words[0]}' needs root, and this is uid 1000." in capsys.readouterr().err
+
+
+def test_what_may_stand_before_the_command_may_stand_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / "elsewhere")
+    assert main(["--store", place, "-q", "--json", "list"]) == 0
+    before = capsys.readouterr().out
+    assert main(["list", "--store", place, "-q", "--json"]) == 0
+    assert capsys.readouterr().out == before
+    assert main(["-v", "list", "-q"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
