@@ -47,7 +47,7 @@ def _summary(stored: StoredCheckpoint) -> str:
         ("parent", checkpoint.parent or "-"),
         (
             "frozen",
-            f"{milliseconds(checkpoint.frozen_ns):.1f} ms, of which CRIU {milliseconds(checkpoint.dump_ns):.1f} ms",
+            f"{milliseconds(checkpoint.frozen_ns):.1f} ms, CRIU at work for {milliseconds(checkpoint.dump_ns):.1f} ms",
         ),
         ("size", f"{human_bytes(checkpoint.image_bytes)}, stored in {human_bytes(stored.stored_bytes)}"),
         ("host", f"{host.hostname}: {host.distribution}, Linux {host.kernel}, {host.architecture}"),
