@@ -25,8 +25,9 @@ from typing import Any, Final
 
 from ckpt.errors import BadName, NoSuchTarget, ObjectCorrupt, OsRefused, WrongState
 from ckpt.host import cgroups, linux
-from ckpt.host.launch import Exit, ProcessRef, is_alive, open_pidfd, process_ref
+from ckpt.host.launch import Exit, open_pidfd
 from ckpt.host.locks import exclusive
+from ckpt.host.process_table import ProcessRef, boot_id, is_alive, process_ref
 from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid
 
 STATE_VARIABLE: Final = "CKPT_STATE"
@@ -102,12 +103,6 @@ class JobView:
 def state_directory() -> str:
     """Where this host's jobs and journals are kept."""
     return os.path.abspath(os.environ.get(STATE_VARIABLE) or STATE_DEFAULT)
-
-
-def boot_id() -> str:
-    """A name of this boot, which no other boot has."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
-        return stream.read().strip()
 
 
 def check_name(name: str) -> JobName:

@@ -28,6 +28,7 @@ from ckpt.errors import CommandFailed, OsRefused
 from ckpt.host import shim
 from ckpt.host.criu.launch import Launch, Launcher
 from ckpt.host.outside import open_substitute
+from ckpt.host.process_table import ProcessRef, is_alive, process_ref
 from ckpt.model.workload import OutsideFile, OutsideKind
 from ckpt.units import Nanoseconds, Pid
 
@@ -36,14 +37,6 @@ INIT_PLACE = "/opt/ckpt/libexec/ckpt-init"
 images refer to the executable by its path."""
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessRef:
-    """A process that cannot be mistaken for another: `start_ticks` is field 22 of /proc/PID/stat."""
-
-    pid: Pid
-    start_ticks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,21 +115,6 @@ class StartedJob:
     shim: ProcessRef
     root: ProcessRef
     command: ProcessRef | None
-
-
-def process_ref(pid: int) -> ProcessRef | None:
-    """The process that has this pid now; None if there is none, or only its zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
-            fields = stream.read().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else ProcessRef(pid=Pid(pid), start_ticks=int(fields[19]))
-
-
-def is_alive(process: ProcessRef) -> bool:
-    """Whether this very process still runs."""
-    return process_ref(process.pid) == process
 
 
 def init_path() -> str:

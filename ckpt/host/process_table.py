@@ -90,10 +90,15 @@ def descendants(roots: Collection[Pid], table: Mapping[Pid, ProcessStat]) -> set
     return found
 
 
+def process_ref(pid: int) -> ProcessRef | None:
+    """The process that has this pid now; None if there is none, or only its zombie."""
+    stat = stat_of(pid)
+    return None if stat is None or stat.ended else stat.ref
+
+
 def is_alive(process: ProcessRef) -> bool:
     """Whether this very process still runs; its zombie does not."""
-    stat = stat_of(process.pid)
-    return stat is not None and not stat.ended and stat.start_ticks == process.start_ticks
+    return process_ref(process.pid) == process
 
 
 def thread_group_of(tid: int) -> Pid | None:

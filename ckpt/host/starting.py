@@ -19,8 +19,9 @@ from typing import Final
 from ckpt.errors import FeatureMissing, OsRefused, WrongState
 from ckpt.host import cgroups, launch
 from ckpt.host.freezer_control import control_of
-from ckpt.host.jobs import JobRecord, JobRegistry, boot_id, cgroup_name
-from ckpt.host.launch import JobSpec, ProcessRef, StartedJob, Stdio
+from ckpt.host.jobs import JobRecord, JobRegistry, cgroup_name
+from ckpt.host.launch import JobSpec, StartedJob, Stdio
+from ckpt.host.process_table import ProcessRef, boot_id
 from ckpt.units import JobName, Nanoseconds
 
 LOG: Final = "log"

@@ -18,7 +18,7 @@ from ckpt.cli.main import main
 from ckpt.errors import DumpFailed, NoSuchTarget
 from ckpt.flow.dump import DumpPorts
 from ckpt.host.jobs import JobRecord, JobRegistry
-from ckpt.host.launch import ProcessRef
+from ckpt.host.process_table import ProcessRef
 from ckpt.host.recovery import RecoveryAction
 from ckpt.store.opening import open_local
 from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid

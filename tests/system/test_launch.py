@@ -26,7 +26,8 @@ from ckpt.host.criu import engine
 from ckpt.host.criu.locate import find_criu
 from ckpt.host.criu.request import DumpRequest, InheritFd, RestoreRequest
 from ckpt.host.criu.worker import Worker
-from ckpt.host.launch import JobSpec, ProcessRef, RestoreHost, StartedJob, Stdio
+from ckpt.host.launch import JobSpec, RestoreHost, StartedJob, Stdio
+from ckpt.host.process_table import ProcessRef, process_ref
 from ckpt.model.workload import OutsideFile, OutsideKind
 from ckpt.units import Pid
 
@@ -524,7 +525,7 @@ def test_a_restore_whose_starter_is_killed_leaves_nothing(criu: Path, place: Pla
         "print(host.shim.pid, flush=True)\nsys.stdin.read()"
     )
     assert starter.stdout
-    shim = launch.process_ref(int(starter.stdout.readline()))
+    shim = process_ref(int(starter.stdout.readline()))
     assert shim
     assert len(place.members()) >= 4
     ended = place.state()["count"]

@@ -14,8 +14,8 @@ import pytest
 
 from ckpt.errors import BadName, Locked, NoSuchTarget, ObjectCorrupt, OsRefused, WrongState
 from ckpt.host import shim
-from ckpt.host.jobs import JobRecord, JobRegistry, JobState, boot_id, check_name, memory_of, state_directory
-from ckpt.host.launch import ProcessRef, process_ref
+from ckpt.host.jobs import JobRecord, JobRegistry, JobState, check_name, memory_of, state_directory
+from ckpt.host.process_table import ProcessRef, boot_id, process_ref
 from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
 
 JOB = JobName("one")
