@@ -46,7 +46,13 @@ class RoleKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """One task's hold on a file: `detail` is the fd number, the map's address range, the lock's line."""
+    """One task's hold on a file. `detail` says by what:
+
+    fd      "3 O_WRONLY|O_APPEND": the number, the access mode, and O_APPEND where it is set
+    map     "7f12a000-7f12b000 r--p": one area of the file, and one through which it is written if there is one
+    lock    "POSIX ADVISORY WRITE 0 EOF": kind, strictness, access, first and last byte, as /proc/locks has it
+    watch   the inotify or fanotify line of fdinfo that names the file
+    """
 
     pid: Pid
     kind: RoleKind
@@ -65,7 +71,11 @@ class DigestState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSystem:
-    """The file system that an inode lives on; `uuid` and `fsid` are "" and 0 where it has none."""
+    """The file system that an inode lives on; `uuid` and `fsid` are "" and 0 where it has none.
+
+    `mountpoint` is "" where the host has no such mount: then only the workload saw the file, and there is
+    nothing on a host to compare it with.
+    """
 
     type: str
     uuid: str

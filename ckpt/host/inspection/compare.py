@@ -2,7 +2,7 @@
 
 Rules:
 - What the kernel makes up (/proc, /sys, devices, pipes, sockets) and what travels in the images (files without
-  a name) is not compared.
+  a name, and those on mounts that only the workload had) is not compared.
 - A file that nobody but an O_WRONLY|O_APPEND descriptor holds is a log: it may have grown, and CRIU lets it.
 - A file whose identity down to its ctime is the recorded one is not read again.
 """
@@ -13,8 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from ckpt.host.inspection import syscalls
-from ckpt.host.inspection.details import kind_of
+from ckpt.host.inspection.details import generation_of, kind_of
 from ckpt.host.inspection.digests import DigestCache, Wanted
 from ckpt.model.inodes import Difference, DigestState, FileChange, FileKind, InodeRecord, RoleKind
 from ckpt.units import ByteCount
@@ -38,7 +37,8 @@ def differences(inodes: Iterable[InodeRecord], cache: DigestCache) -> tuple[File
 def is_compared(record: InodeRecord) -> bool:
     """Whether a restore depends on this file being there."""
     return (
-        not record.deleted and record.kind in _COMPARED and record.filesystem.type not in _KERNEL_MADE
+        not record.deleted and record.kind in _COMPARED
+        and record.filesystem.mountpoint != "" and record.filesystem.type not in _KERNEL_MADE
         and any(role.kind not in (RoleKind.WATCH, RoleKind.LOCK) for role in record.roles)
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ def _compare(record: InodeRecord, cache: DigestCache) -> Iterator[FileChange]:
     if status.st_ino != record.inode:
         yield change(Difference.INODE, record.inode, status.st_ino)
     elif record.generation is not None:
-        found = _generation(record.path)
+        found = generation_of(record.path)
         if found is not None and found != record.generation:
             yield change(Difference.GENERATION, record.generation, found)
 
@@ -95,23 +95,12 @@ def _digest_now(record: InodeRecord, status: os.stat_result, cache: DigestCache)
         path=record.path,
         device=status.st_dev,
         inode=status.st_ino,
-        generation=_generation(record.path) or 0,
+        generation=generation_of(record.path) or 0,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
         ctime_ns=status.st_ctime_ns,
     )
     return cache.take([wanted], _DIGEST_LIMIT)[0][0]
-
-
-def _generation(path: str) -> int | None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        return syscalls.generation(fd)
-    finally:
-        os.close(fd)
 
 
 def _device(number: int) -> str:

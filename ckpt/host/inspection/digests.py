@@ -76,7 +76,7 @@ class DigestCache:
         return results
 
     def _recall(self, files: list[Wanted]) -> dict[tuple[int, ...], Digest]:
-        with suppress(sqlite3.Error), closing(self._open()) as database:
+        with suppress(sqlite3.Error, OSError), closing(self._open()) as database:
             query = (
                 "SELECT digest FROM digests WHERE device=? AND inode=? AND generation=? AND size=? "
                 "AND mtime=? AND ctime=?"
@@ -102,17 +102,22 @@ class DigestCache:
                     "LIMIT 1 OFFSET ?)",
                     (_ENTRIES_MAX,),
                 )
+        except (sqlite3.OperationalError, OSError):
+            pass  # somebody else writes, it cannot be written, or the disk is full: files are read again
         except sqlite3.DatabaseError:
-            # Damaged, or the disk is full: without it, files are read again.
             with suppress(OSError):
                 os.unlink(self._path)
 
     def _open(self) -> sqlite3.Connection:
         os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
         database = sqlite3.connect(self._path, timeout=5)
-        # Losing the last entries in a power cut is no loss.
-        database.execute("PRAGMA synchronous=OFF")
-        database.execute(_SCHEMA)
+        try:
+            # Losing the last entries in a power cut is no loss.
+            database.execute("PRAGMA synchronous=OFF")
+            database.execute(_SCHEMA)
+        except sqlite3.Error:
+            database.close()
+            raise
         return database
 
 
@@ -130,6 +135,9 @@ def _take(file: Wanted, known: Digest | None, limit: ByteCount) -> Result:
     if file.size > limit:
         return None, DigestState.OVER_LIMIT
     try:
+        if known is not None:
+            unchanged = _is_the_frozen(file, os.lstat(file.path))
+            return (known, DigestState.STABLE) if unchanged else (None, DigestState.CHANGED)
         fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None, DigestState.CHANGED
@@ -138,8 +146,6 @@ def _take(file: Wanted, known: Digest | None, limit: ByteCount) -> Result:
     try:
         if not _is_the_frozen(file, os.fstat(fd)):
             return None, DigestState.CHANGED
-        if known is not None:
-            return known, DigestState.STABLE
         digest = digest_of(fd)
         if not _is_the_frozen(file, os.fstat(fd)):
             return None, DigestState.CHANGED

@@ -8,6 +8,7 @@ Source: decisions/0007.
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
@@ -18,10 +19,11 @@ from ckpt.host.clock import HostClock
 from ckpt.host.criu import engine
 from ckpt.host.criu.locate import find_criu
 from ckpt.host.hostfacts import read_host_facts
-from ckpt.host.inspection import records, snapshot
+from ckpt.host.inspection import filelocks, records, snapshot
 from ckpt.host.inspection.compare import differences
-from ckpt.host.inspection.details import DetailReader, Known, kind_of
-from ckpt.host.inspection.digests import DigestCache, Wanted
+from ckpt.host.inspection.details import DetailReader, Details, Known, kind_of
+from ckpt.host.inspection.digests import DigestCache, Result, Wanted
+from ckpt.host.inspection.filelocks import FileLock
 from ckpt.host.inspection.holdings import Key
 from ckpt.host.inspection.records import HeldFile
 from ckpt.host.inspection.refusals import reasons_against
@@ -44,6 +46,7 @@ class HostSurvey:
     target: Target
     snapshot: Snapshot
     details: Known
+    cgroups: tuple[CgroupRecord, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -60,6 +63,8 @@ class HostView:
     snapshot: Snapshot
     files: dict[Key, HeldFile]
     details: Known
+    locks: Future[tuple[FileLock, ...]]
+    cgroups: tuple[CgroupRecord, ...]
     read_ns: Nanoseconds
 
     @property
@@ -87,7 +92,13 @@ class HostInspector:
         taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
         self._refuse(target, taken, tcp_established=True)
         files = records.held_files(hold for each in taken.holdings.values() for hold in each.holds)
-        return HostSurvey(target=target, snapshot=taken, details=_details(files, taken, {}), warnings=())
+        return HostSurvey(
+            target=target,
+            snapshot=taken,
+            details=_details(files, taken, {}),
+            cgroups=_own_cgroups(taken, target),
+            warnings=(),
+        )
 
     def confirm(self, survey: object, cgroup: str, *, tcp_established: bool) -> HostView:
         """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
@@ -104,16 +115,21 @@ class HostInspector:
             raise TypeError(survey)
         began = time.monotonic_ns()
         clocks = self._clock.read()
+        locks = filelocks.start_reading()
         taken = snapshot.take(cgroups.processes_below(cgroup), cgroup, survey.snapshot)
         self._refuse(survey.target, taken, tcp_established=tcp_established)
         files = records.held_files(hold for each in taken.holdings.values() for hold in each.holds)
-        records.add_locks(files, taken.processes)
         return HostView(
             clocks=clocks,
             snapshot=taken,
             files=files,
             # What is new since the survey is read while it is certain to be held.
             details=_details(files, taken, survey.details),
+            locks=locks,
+            # What is forked after the thaw would make the cgroups look like somebody else's.
+            cgroups=survey.cgroups
+            if taken.processes.keys() == survey.snapshot.processes.keys()
+            else _own_cgroups(taken, survey.target),
             read_ns=Nanoseconds(time.monotonic_ns() - began),
         )
 
@@ -124,7 +140,7 @@ class HostInspector:
             kind=target.ref.kind,
             cgroup=target.cgroup,
             trees=view.trees,
-            cgroups=_own_cgroups(view, target),
+            cgroups=view.cgroups,
             external_mounts=(),
             outside_files=(),
         )
@@ -135,16 +151,21 @@ class HostInspector:
         files = dict(view.files)
         for pid, holdings in view.snapshot.holdings.items():
             records.add_watches(files, pid, holdings.watches)
-        details = view.details | _details(files, view.snapshot, view.details)
-        digested = [key for key, held in files.items() if _has_content(held)]
-        results = self._cache.take(
-            (_wanted(files[key], details[key].generation) for key in digested), self._digest_limit
+        locks = view.locks.result()
+        records.add_locks(files, view.snapshot.processes, locks)
+        leased = {(lock.device, lock.inode) for lock in locks if lock.is_lease}
+        details = view.details | _details(
+            {key: held for key, held in files.items() if key not in view.details}, view.snapshot, {}
         )
-        digests = dict(zip(digested, results, strict=True))
-        return tuple(
-            records.record(held, details[key], *digests.get(key, (None, _undigested(held))))
+        digests = {
+            key: state
             for key, held in files.items()
-        )
+            if (state := _undigested(held, is_leased=key in leased)) is not None
+        }
+        wanted = [key for key in files if key not in digests]
+        results = self._cache.take((_wanted(files[key], details[key]) for key in wanted), self._digest_limit)
+        digests |= zip(wanted, results, strict=True)
+        return tuple(records.record(held, details[key], *digests[key]) for key, held in files.items())
 
     def host_facts(self) -> HostFacts:
         """This host."""
@@ -174,15 +195,19 @@ def _details(files: dict[Key, HeldFile], taken: Snapshot, known: Known) -> Known
     reader = DetailReader()
     return {
         key: known[key]
-        if key in known
-        else reader.read(held.first, taken.processes[held.first.pid].namespaces["mnt"])
+        if key in known and reader.is_current(known[key], held.first)
+        else reader.read(
+            held.first,
+            taken.processes[held.first.pid].namespaces["mnt"],
+            is_program=held.is_program,
+        )
         for key, held in files.items()
     }
 
 
-def _own_cgroups(view: HostView, target: Target) -> tuple[CgroupRecord, ...]:
+def _own_cgroups(taken: Snapshot, target: Target) -> tuple[CgroupRecord, ...]:
     """The cgroups that hold nothing but the workload; in the freezer's hierarchy not above its own one."""
-    found = cgroup_settings.record_cgroups(view.snapshot.processes.keys())
+    found = cgroup_settings.record_cgroups(taken.processes.keys())
     hierarchy = cgroups.hierarchy_of(target.cgroup) if target.cgroup else None
     if hierarchy is None:
         return found
@@ -194,26 +219,27 @@ def _own_cgroups(view: HostView, target: Target) -> tuple[CgroupRecord, ...]:
     )
 
 
-def _has_content(held: HeldFile) -> bool:
-    return not held.first.target.endswith(" (deleted)") and _kind(held) is FileKind.REGULAR
+def _undigested(held: HeldFile, *, is_leased: bool) -> Result | None:
+    """Why no digest is taken of this file; None if one is."""
+    if kind_of(held.first.status.st_mode) is not FileKind.REGULAR:
+        return None, DigestState.NOT_REGULAR
+    if held.first.deleted or is_leased:
+        # The content of a file without a name is in the images; opening a leased one would break the lease.
+        return None, DigestState.UNREADABLE
+    if held.is_written_by_map:
+        # A store to a page that is dirty already changes no time: nothing tells whether it came after the thaw.
+        return None, DigestState.CHANGED
+    return None
 
 
-def _kind(held: HeldFile) -> FileKind:
-    return kind_of(held.first.status.st_mode)
-
-
-def _undigested(held: HeldFile) -> DigestState:
-    # The content of a file without a name is in the images.
-    return DigestState.UNREADABLE if _kind(held) is FileKind.REGULAR else DigestState.NOT_REGULAR
-
-
-def _wanted(held: HeldFile, generation: int | None) -> Wanted:
-    status = held.first.status
+def _wanted(held: HeldFile, details: Details) -> Wanted:
+    status, path = held.first.status, held.first.path
     return Wanted(
-        path=held.first.path,
+        # A mount that only the workload has is seen through one of its processes.
+        path=path if details.filesystem.mountpoint else f"/proc/{held.first.pid}/root{path}",
         device=status.st_dev,
         inode=status.st_ino,
-        generation=generation or 0,
+        generation=details.generation or 0,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
         ctime_ns=status.st_ctime_ns,

@@ -1,6 +1,6 @@
 """From holds on files to inode records: one record for each file, with everybody who holds it.
 
-Source: proc_locks(5); proc_pid_fdinfo(5) for the lines of inotify watches.
+Source: proc_pid_fdinfo(5) for the lines of inotify watches.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 
 from ckpt.host.inspection import syscalls
 from ckpt.host.inspection.details import Details, kind_of
+from ckpt.host.inspection.filelocks import NO_PROCESS, FileLock
 from ckpt.host.inspection.holdings import Hold, Key
 from ckpt.host.mounts import mounts_of
 from ckpt.model.inodes import DigestState, InodeRecord, Role, RoleKind
@@ -21,7 +22,9 @@ from ckpt.units import ByteCount, DeviceNumber, Digest, InodeNumber, Nanoseconds
 
 _WATCH: Final = re.compile(r"ino:([0-9a-f]+) sdev:([0-9a-f]+).*fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]+)")
 _MINOR_BITS: Final = 20
-"""The kernel prints its own dev_t in fdinfo and /proc/locks: 12 bits of major, 20 of minor."""
+"""The kernel prints its own dev_t in fdinfo: 12 bits of major, 20 of minor."""
+
+_PROGRAMS: Final = frozenset((RoleKind.MAP, RoleKind.EXE))
 
 
 @dataclass(slots=True)
@@ -30,6 +33,11 @@ class HeldFile:
 
     first: Hold
     roles: list[Role] = field(default_factory=list)
+    is_program: bool = False
+    """Whether it is executed or mapped: then it may have a build-id."""
+
+    is_written_by_map: bool = False
+    """Whether an area of memory writes to it: then its times do not tell when it changed."""
 
 
 def held_files(holds: Iterable[Hold]) -> dict[Key, HeldFile]:
@@ -39,24 +47,20 @@ def held_files(holds: Iterable[Hold]) -> dict[Key, HeldFile]:
         if hold.is_file and not hold.target.startswith(("/memfd:", "/anon_hugepage")):
             held = found.setdefault(hold.key, HeldFile(first=hold))
             held.roles.append(Role(pid=hold.pid, kind=hold.kind, detail=hold.detail))
+            if hold.kind in _PROGRAMS:
+                held.is_program = True
+                held.is_written_by_map = held.is_written_by_map or hold.is_written_by_map
     return found
 
 
-def add_locks(files: dict[Key, HeldFile], pids: Iterable[Pid]) -> None:
-    """Note the file locks of the workload on the files that it holds, from one reading of /proc/locks."""
-    workload = set(pids)
-    with suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as stream:
-        for line in stream:
-            fields = line.split()
-            if len(fields) < 8 or fields[1] == "->":  # a waiter
-                continue
-            major, minor, inode = fields[5].split(":")
-            held = files.get((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
-            # An open file description lock (OFD) belongs to no process: -1.
-            pid = Pid(int(fields[4]))
-            if held is not None and (pid in workload or pid == -1):
-                owner = held.first.pid if pid == -1 else pid
-                held.roles.append(Role(pid=owner, kind=RoleKind.LOCK, detail=" ".join(fields[1:4])))
+def add_locks(files: dict[Key, HeldFile], pids: Iterable[Pid], locks: Iterable[FileLock]) -> None:
+    """Note the file locks of the workload on the files that it holds."""
+    workload = {*pids, NO_PROCESS}
+    for lock in locks:
+        held = files.get((lock.device, lock.inode))
+        if held is not None and lock.holder in workload:
+            owner = held.first.pid if lock.holder == NO_PROCESS else lock.holder
+            held.roles.append(Role(pid=owner, kind=RoleKind.LOCK, detail=lock.line))
 
 
 def add_watches(files: dict[Key, HeldFile], pid: Pid, watches: Iterable[str]) -> None:
@@ -91,9 +95,9 @@ def record(held: HeldFile, details: Details, digest: Digest | None, state: Diges
         gid=status.st_gid,
         mtime_ns=Nanoseconds(status.st_mtime_ns),
         ctime_ns=Nanoseconds(status.st_ctime_ns),
-        btime_ns=details.btime_ns,
+        btime_ns=None if details.btime_ns is None else Nanoseconds(details.btime_ns),
         links=status.st_nlink,
-        deleted=hold.target.endswith(" (deleted)"),
+        deleted=hold.deleted,
         filesystem=details.filesystem,
         build_id=details.build_id,
         handle=details.handle,

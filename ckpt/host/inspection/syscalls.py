@@ -1,7 +1,7 @@
-"""The system calls about files that Python's os module lacks: statx(2), file handles, two ioctls.
+"""The system calls about files that Python's os module lacks: statx(2), file handles, an ioctl.
 
 They stand apart from ckpt.host.linux because the shim of every job holds that module in its memory.
-Source: statx(2), open_by_handle_at(2), ioctl_fslabel(2) and ioctl_getversion in <linux/fs.h>.
+Source: statx(2), open_by_handle_at(2), linkat(2); FS_IOC_GETFSUUID in <linux/fs.h>.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import ctypes
 import fcntl
 import os
 import struct
-import sys
 from typing import Final, NamedTuple
 
 AT_FDCWD: Final = -100
@@ -24,7 +23,6 @@ _HANDLE_HEAD: Final = struct.Struct("=Ii")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _TIMESTAMP: Final = struct.Struct("=qI")
-_FS_IOC_GETVERSION: Final = 0x80087601
 _FS_IOC_GETFSUUID: Final = 0x80111500
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -87,15 +85,6 @@ def link_open_file(fd: int, path: str) -> None:
         _libc.linkat(AT_FDCWD, b"/proc/self/fd/%d" % fd, AT_FDCWD, os.fsencode(path), AT_SYMLINK_FOLLOW),
         path,
     )
-
-
-def generation(fd: int) -> int | None:
-    """The inode's generation, which tells a reused inode number; None where the file system has none."""
-    try:
-        answer = fcntl.ioctl(fd, _FS_IOC_GETVERSION, bytes(8))
-    except OSError:
-        return None
-    return int.from_bytes(answer[:4], sys.byteorder)
 
 
 def filesystem_uuid(fd: int) -> str:
