@@ -290,6 +290,23 @@ def test_a_file_that_is_written_through_a_shared_map_has_no_digest(
     assert record_of(inspector.inodes(view), path).digest_state is DigestState.CHANGED
 
 
+def test_a_file_that_is_only_watched_has_a_digest_if_it_is_older_than_the_freeze(
+    holder: Holder, inspector: HostInspector, tmp_path: Path
+) -> None:
+    old, touched = tmp_path / "old", tmp_path / "touched"
+    old.write_bytes(b"old")
+    touched.write_bytes(b"touched")
+    await_true(lambda: time.time_ns() - touched.stat().st_ctime_ns > 50_000_000, "some ticks passed")
+    for path in (old, touched):
+        holder.do(f"i = libc.inotify_init1(0); libc.inotify_add_watch(i, {str(path)!r}.encode(), 0x100)")
+    view = look(holder, inspector)
+    touched.write_bytes(b"TOUCHED")
+    records = inspector.inodes(view)
+    assert record_of(records, old).digest_state is DigestState.STABLE
+    assert record_of(records, touched).digest_state is DigestState.CHANGED
+    assert inspector.differences(records) == ()
+
+
 def test_a_file_above_the_limit_has_no_digest(holder: Holder, tmp_path: Path) -> None:
     path = settled(tmp_path / "large", bytes(MEGABYTE + 1))
     holder.do(f"held['f'] = open({str(path)!r})")

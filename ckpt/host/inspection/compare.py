@@ -10,13 +10,13 @@ Rules:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ckpt.host.inspection.details import generation_of, kind_of
 from ckpt.host.inspection.digests import DigestCache, Wanted
 from ckpt.model.inodes import Difference, DigestState, FileChange, FileKind, InodeRecord, RoleKind
-from ckpt.units import ByteCount
+from ckpt.units import ByteCount, Digest
 
 _KERNEL_MADE: Final = frozenset(
     (
@@ -31,7 +31,16 @@ _DIGEST_LIMIT: Final = ByteCount(1 << 62)
 
 def differences(inodes: Iterable[InodeRecord], cache: DigestCache) -> tuple[FileChange, ...]:
     """What of the recorded files is not as it was, on this host now."""
-    return tuple(change for record in inodes if is_compared(record) for change in _compare(record, cache))
+    found = [(record, _status(record)) for record in inodes if is_compared(record)]
+    doubtful = [
+        (record, status)
+        for record, status in found
+        if isinstance(status, os.stat_result) and _must_be_read(record, status)
+    ]
+    # All at once: the cache reads several files at a time.
+    results = cache.take((_wanted(record, status) for record, status in doubtful), _DIGEST_LIMIT)
+    digests = {_name(record): digest for (record, _), (digest, _) in zip(doubtful, results, strict=True)}
+    return tuple(change for record, status in found for change in _compare(record, status, digests))
 
 
 def is_compared(record: InodeRecord) -> bool:
@@ -43,27 +52,39 @@ def is_compared(record: InodeRecord) -> bool:
     )  # fmt: skip
 
 
-def _compare(record: InodeRecord, cache: DigestCache) -> Iterator[FileChange]:
+def _status(record: InodeRecord) -> os.stat_result | OSError:
+    try:
+        return os.stat(record.path, follow_symlinks=False)
+    except OSError as error:
+        return error
+
+
+def _name(record: InodeRecord) -> tuple[str, int, int]:
+    """Two records may have one path: of the file that was there, and of the one that took its place."""
+    return (record.path, record.device, record.inode)
+
+
+def _compare(
+    record: InodeRecord,
+    status: os.stat_result | OSError,
+    digests: Mapping[tuple[str, int, int], Digest | None],
+) -> Iterator[FileChange]:
     def change(difference: Difference, recorded: object, found: object) -> FileChange:
         return FileChange(path=record.path, difference=difference, recorded=str(recorded), found=str(found))
 
-    try:
-        status = os.stat(record.path, follow_symlinks=False)
-    except OSError as error:
-        yield change(Difference.MISSING, "there", error.strerror or "missing")
+    if isinstance(status, OSError):
+        yield change(Difference.MISSING, "there", status.strerror or "missing")
         return
     if kind_of(status.st_mode) is not record.kind:
         yield change(Difference.KIND, record.kind, kind_of(status.st_mode))
         return
     if status.st_mode != record.mode:
         yield change(Difference.MODE, f"{record.mode & 0o7777:04o}", f"{status.st_mode & 0o7777:04o}")
-    if record.kind is FileKind.REGULAR and not _is_log(record):
-        if status.st_size != record.size_bytes:
-            yield change(Difference.SIZE, record.size_bytes, status.st_size)
-        elif record.digest_state is DigestState.STABLE and not _same_down_to_ctime(record, status):
-            digest = _digest_now(record, status, cache)
-            if digest != record.digest:
-                yield change(Difference.CONTENT, (record.digest or "")[:12], (digest or "unreadable")[:12])
+    if _size_matters(record) and status.st_size != record.size_bytes:
+        yield change(Difference.SIZE, record.size_bytes, status.st_size)
+    digest = digests.get(_name(record), record.digest)
+    if digest != record.digest:
+        yield change(Difference.CONTENT, (record.digest or "")[:12], (digest or "unreadable")[:12])
     if status.st_dev != record.device:
         yield change(Difference.DEVICE, _device(record.device), _device(status.st_dev))
     if status.st_ino != record.inode:
@@ -72,6 +93,21 @@ def _compare(record: InodeRecord, cache: DigestCache) -> Iterator[FileChange]:
         found = generation_of(record.path)
         if found is not None and found != record.generation:
             yield change(Difference.GENERATION, record.generation, found)
+
+
+def _size_matters(record: InodeRecord) -> bool:
+    return record.kind is FileKind.REGULAR and not _is_log(record)
+
+
+def _must_be_read(record: InodeRecord, status: os.stat_result) -> bool:
+    """Whether nothing but its content can tell that it is as it was."""
+    return (
+        _size_matters(record)
+        and record.digest_state is DigestState.STABLE
+        and kind_of(status.st_mode) is record.kind
+        and status.st_size == record.size_bytes
+        and not _same_down_to_ctime(record, status)
+    )
 
 
 def _is_log(record: InodeRecord) -> bool:
@@ -90,8 +126,8 @@ def _same_down_to_ctime(record: InodeRecord, status: os.stat_result) -> bool:
     )
 
 
-def _digest_now(record: InodeRecord, status: os.stat_result, cache: DigestCache) -> str | None:
-    wanted = Wanted(
+def _wanted(record: InodeRecord, status: os.stat_result) -> Wanted:
+    return Wanted(
         path=record.path,
         device=status.st_dev,
         inode=status.st_ino,
@@ -100,7 +136,6 @@ def _digest_now(record: InodeRecord, status: os.stat_result, cache: DigestCache)
         mtime_ns=status.st_mtime_ns,
         ctime_ns=status.st_ctime_ns,
     )
-    return cache.take([wanted], _DIGEST_LIMIT)[0][0]
 
 
 def _device(number: int) -> str:

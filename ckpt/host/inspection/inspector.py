@@ -33,10 +33,14 @@ from ckpt.model.clocks import Clocks
 from ckpt.model.inodes import DigestState, FileChange, FileKind, InodeRecord
 from ckpt.model.target import Target
 from ckpt.model.workload import CgroupRecord, Tree, Workload
-from ckpt.units import ByteCount, Nanoseconds
+from ckpt.units import MILLISECOND, ByteCount, Nanoseconds
 
 DIGEST_LIMIT: Final = ByteCount(64 << 20)
 """Files above this are not digested unless the caller says so: 64 MiB take about 50 ms."""
+
+
+_TICK_NS: Final = 20 * MILLISECOND
+"""How far a file's times may lag behind the clock: two ticks of the slowest kernel (100 Hz)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +165,7 @@ class HostInspector:
             key: state
             for key, held in files.items()
             if (state := _undigested(held, is_leased=key in leased)) is not None
+            or (state := _unseen(key, held, view)) is not None
         }
         wanted = [key for key in files if key not in digests]
         results = self._cache.take((_wanted(files[key], details[key]) for key in wanted), self._digest_limit)
@@ -230,6 +235,15 @@ def _undigested(held: HeldFile, *, is_leased: bool) -> Result | None:
         # A store to a page that is dirty already changes no time: nothing tells whether it came after the thaw.
         return None, DigestState.CHANGED
     return None
+
+
+def _unseen(key: Key, held: HeldFile, view: HostView) -> Result | None:
+    """A file that is only watched was not looked at under the freeze: it must be older than that."""
+    status = held.first.status
+    changed = max(status.st_mtime_ns, status.st_ctime_ns)
+    if key in view.files or changed < view.clocks.realtime_ns - _TICK_NS:
+        return None
+    return None, DigestState.CHANGED
 
 
 def _wanted(held: HeldFile, details: Details) -> Wanted:
