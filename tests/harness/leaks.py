@@ -45,7 +45,9 @@ def _cgroups() -> frozenset[str]:
 
 
 def _is_of_others(cgroup: str) -> bool:
-    """Whether a process lives in it that is not of these tests: somebody else uses ckpt on this machine."""
+    """Whether somebody else who uses ckpt on this machine made it: other tests, or what its processes are."""
+    if "/ckpt-test-" in cgroup:
+        return SESSION not in cgroup
     pids = []
     for folder, _, _ in os.walk(cgroup):
         try:
