@@ -299,6 +299,7 @@ class Restorer(Protocol):
         cgroups: tuple[CgroupRecord, ...],
         new_pids: bool,
         trees: tuple[Tree, ...],
+        held: frozenset[str],
         operation: Operation,
     ) -> RestoreSession:
         """Prepare the cgroups and the process that will be the parent of what is restored.
@@ -309,6 +310,7 @@ class Restorer(Protocol):
             cgroups: The recorded cgroups, made where they are missing.
             new_pids: Give the trees a PID namespace of their own.
             trees: All that will be restored.
+            held: The paths of the files that they hold.
             operation: Where it is noted.
 
         Raises:

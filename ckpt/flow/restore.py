@@ -91,6 +91,7 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
             cgroups=checkpoint.workload.cgroups,
             new_pids=call.new_pids,
             trees=checkpoint.workload.trees,
+            held=frozenset(inode.path for inode in checkpoint.inodes),
             operation=operation,
         )
         undo.on_failure("remove what was restored", session.abort)

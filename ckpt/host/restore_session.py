@@ -35,13 +35,17 @@ from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a workload is restored to; `cgroup` "" means one of our own that is named after the job."""
+    """Where a workload is restored to; `cgroup` "" means one of our own that is named after the job.
+
+    `held` are the paths of the files that it holds: a mount that has one of them may not be missing.
+    """
 
     job: JobName
     cgroup: str
     records: tuple[CgroupRecord, ...]
     new_pids: bool
     trees: tuple[Tree, ...]
+    held: frozenset[str]
 
 
 class CriuRestoreSession:
@@ -269,7 +273,7 @@ class CriuRestoreSession:
         self._namespaces.clear()
 
     def _check_mounts(self, external_mounts: tuple[ExternalMount, ...]) -> None:
-        problems = mounts.mount_problems(external_mounts)
+        problems = mounts.mount_problems(external_mounts, self._place.held)
         if problems:
             raise HostMismatch(
                 ref=self._place.job, reasons=problems, remedy="Mount it there, and restore again."

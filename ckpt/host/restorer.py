@@ -63,6 +63,7 @@ class CriuRestorer:
         cgroups: tuple[CgroupRecord, ...],
         new_pids: bool,
         trees: tuple[Tree, ...],
+        held: frozenset[str],
         operation: object,
     ) -> CriuRestoreSession:
         """Prepare the cgroups and the process that will be the parent of what is restored.
@@ -73,6 +74,7 @@ class CriuRestorer:
             cgroups: The recorded cgroups.
             new_pids: Give the trees a PID namespace of their own.
             trees: All that will be restored.
+            held: The paths of the files that they hold.
             operation: One that JournaledOperations began (an `object`, as a port's adapter must take any).
 
         Raises:
@@ -80,7 +82,7 @@ class CriuRestorer:
         """
         if not isinstance(operation, JournaledOperation):
             raise TypeError(operation)
-        place = Place(job=job, cgroup=cgroup, records=cgroups, new_pids=new_pids, trees=trees)
+        place = Place(job=job, cgroup=cgroup, records=cgroups, new_pids=new_pids, trees=trees, held=held)
         return CriuRestoreSession(self._criu, self._jobs, operation, place)
 
     def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> carried.PutBack:
