@@ -62,7 +62,7 @@ class Ckpt:
     ) -> subprocess.CompletedProcess[str]:
         """Run `ckpt ARGUMENTS…` to its end, whatever that is."""
         return subprocess.run(
-            [PROGRAM, *map(str, arguments)],
+            self.command_line(*arguments),
             check=False,
             capture_output=True,
             text=True,
@@ -79,7 +79,7 @@ class Ckpt:
             open(self._traces.folder / "ckpt.err", "ab") as err,
         ):
             process = subprocess.Popen(
-                [PROGRAM, *map(str, arguments)],
+                self.command_line(*arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -88,6 +88,10 @@ class Ckpt:
             )
         self._started.append(process)
         return process
+
+    def command_line(self, *arguments: object) -> list[str]:
+        """The words of `ckpt ARGUMENTS…`, for a test that starts it in its own way."""
+        return [str(PROGRAM), *map(str, arguments)]
 
     def environ(self, more: Mapping[str, str]) -> dict[str, str]:
         """What ckpt is started with."""
