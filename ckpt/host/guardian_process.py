@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 READY: Final = b"ready"
 DONE: Final = b"done"
+END_TIMEOUT_MS: Final = 2000
 LOG_BYTES_MAX: Final = 256 * 1024
 
 
@@ -35,10 +36,14 @@ def main(arguments: list[str]) -> NoReturn:
     ):
         signal.signal(each, signal.SIG_IGN)
     _show_as("ckpt-guardian")
-    from ckpt.host import recovery  # noqa: PLC0415 - the controller, who needs READY and DONE, does not need it
+    # The controller, who needs READY and DONE, does not need these.
+    from ckpt.host import locks, recovery  # noqa: PLC0415
 
     if not _dismissed(number, controller):
         _tell(directory, recovery.undo_operation(directory))
+        # A dying process lets go of its locks after it has let go of the socket.
+        _await_end(controller)
+        locks.sweep(os.path.dirname(os.path.dirname(directory)) + "/locks")
     os._exit(0)  # there is nothing to clean up, and the controller waits
 
 
@@ -55,12 +60,18 @@ def _dismissed(number: int, controller: int) -> bool:
         with contextlib.suppress(OSError):
             os.write(number, READY)
         ready = dict(ends.poll())
-        if number in ready:
-            return os.read(number, len(DONE)) == DONE
-        os.set_blocking(number, False)
-        with contextlib.suppress(BlockingIOError):
+        os.set_blocking(number, number in ready)
+        # Reset: the controller died before it had read that we are ready.
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
             return os.read(number, len(DONE)) == DONE
     return False
+
+
+def _await_end(controller: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        ends = select.poll()
+        ends.register(os.pidfd_open(controller), select.POLLIN)
+        ends.poll(END_TIMEOUT_MS)
 
 
 def _tell(directory: str, actions: Sequence[RecoveryAction]) -> None:

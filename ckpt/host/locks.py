@@ -2,7 +2,8 @@
 
 Rules:
 - All locks of one call are taken in the same order everywhere, or none of them.
-- A lock file is removed by its holder; whoever got a file that was just removed tries again.
+- A lock file is removed by its holder, or by sweep() when the holder has died; whoever got a file that was
+  just removed tries again.
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from ckpt.errors import Locked, NoSpace, OsRefused
+from ckpt.units import MILLISECOND, Nanoseconds
+
+_PATIENCE: Final = Nanoseconds(200 * MILLISECOND)
+"""How long a lock is waited for whose holder cannot be named."""
 
 
 @contextlib.contextmanager
@@ -34,6 +41,20 @@ def exclusive(directory: str, names: Iterable[str], *, subject: str) -> Iterator
         yield
 
 
+def sweep(directory: str) -> None:
+    """Remove the lock files in `directory` that nobody holds."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(directory)):
+            with contextlib.suppress(OSError):  # held, or its holder was quicker
+                fd = os.open(f"{directory}/{name}", os.O_RDWR)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is_still(f"{directory}/{name}", fd):
+                        os.unlink(f"{directory}/{name}")
+                finally:
+                    os.close(fd)
+
+
 @contextlib.contextmanager
 def _lock(path: str, subject: str) -> Iterator[None]:
     fd = _acquire(path, subject)
@@ -46,6 +67,7 @@ def _lock(path: str, subject: str) -> Iterator[None]:
 
 
 def _acquire(path: str, subject: str) -> int:
+    patience_ends = time.monotonic_ns() + _PATIENCE
     while True:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -60,7 +82,13 @@ def _acquire(path: str, subject: str) -> int:
         except BlockingIOError:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
             os.close(fd)
-            raise Locked(subject=subject, holder=f"process {holder or '(just starting)'}") from None
+            # Who is named has died or has not come to write its name: somebody is about to let go, or sweeps.
+            if not (holder.isdecimal() and os.path.exists(f"/proc/{holder}")):
+                if time.monotonic_ns() < patience_ends:
+                    os.sched_yield()
+                    continue
+                holder = "that has not told its number"
+            raise Locked(subject=subject, holder=f"process {holder}") from None
         except OSError as error:
             os.close(fd)
             raise _refused(path, error) from error

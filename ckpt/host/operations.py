@@ -11,7 +11,8 @@ Rules:
   the kernel's memory: it must outlive this process, which it does, but not the machine, because what is
   frozen does not outlive it either. A sync would be paid in frozen time (0.9 ms here, 10 and more on others).
 - Forgetting never fails: what is undone twice is undone.
-- $CKPT_FAILPOINT names a phase at which this process kills itself: how the tests stop it where they want.
+- $CKPT_FAILPOINT names a phase at which this process kills itself, or, as "PHASE:SIGNAL", sends itself another
+  signal: how the tests stop it where they want.
 """
 
 from __future__ import annotations
@@ -121,8 +122,7 @@ class JournaledOperation:
         """
         with self._lock:
             self._write(dataclasses.replace(self._entry, phase=phase), sync=False)
-        if os.environ.get(FAILPOINT) == phase:
-            os.kill(os.getpid(), signal.SIGKILL)
+        _fail_at(phase)
 
     def note_criu(self, pid: Pid, *, log: str = "") -> None:
         """Note a CRIU that works for this operation; `log` is the path of its log, which tells its run id."""
@@ -202,6 +202,12 @@ class JournaledOperations:
             shutil.rmtree(hidden, ignore_errors=True)
             raise _refused(self._directory, error) from error
         return JournaledOperation(directory, entry)
+
+
+def _fail_at(phase: str) -> None:
+    wanted, _, name = os.environ.get(FAILPOINT, "").partition(":")
+    if wanted == phase:
+        os.kill(os.getpid(), signal.Signals[name or "SIGKILL"])
 
 
 def _refused(directory: str, error: OSError) -> NoSpace | OsRefused:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckpt.errors import CkptError
-from ckpt.host import cgroups, journal
+from ckpt.host import cgroups, journal, locks
 from ckpt.host.criu import netlock
 from ckpt.host.freezer import restore_freeze
 from ckpt.host.freezer_control import control_of
@@ -62,6 +62,7 @@ def recover_all(state: str) -> tuple[RecoveryAction, ...]:
         # Its name tells who made it: perhaps one that lives, with another state directory.
         if name not in known and not _maker_lives(name):
             actions += _undo_step(journal.Gathered(cgroup=cgroup, home=os.path.dirname(cgroup), origins=()))
+    locks.sweep(state + "/locks")  # they lock nobody: not worth a word
     return tuple(actions)
 
 

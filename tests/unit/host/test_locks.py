@@ -1,0 +1,52 @@
+"""Locks between ckpt processes, and those of processes that died."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckpt.errors import Locked
+from ckpt.host import locks
+
+HOLDER = """
+import sys
+from ckpt.host.locks import exclusive
+with exclusive(sys.argv[1], ["web"], subject="web"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(directory: Path) -> subprocess.Popen[bytes]:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == b"held\n"
+    return holder
+
+
+def test_a_lock_that_is_held_names_its_holder_and_is_not_swept(tmp_path: Path) -> None:
+    with hold(tmp_path) as holder:
+        with (
+            pytest.raises(Locked, match=f"process {holder.pid}"),
+            locks.exclusive(str(tmp_path), ["web"], subject="job web"),
+        ):
+            pass
+        locks.sweep(str(tmp_path))
+        assert list(tmp_path.iterdir()) == [tmp_path / "web"]
+        holder.communicate()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dead_holder_left_locks_nobody_and_is_swept(tmp_path: Path) -> None:
+    for _ in range(2):
+        with hold(tmp_path) as holder:
+            holder.kill()
+    assert list(tmp_path.iterdir()) == [tmp_path / "web"]
+    locks.sweep(str(tmp_path))
+    locks.sweep(str(tmp_path / "none"))
+    assert list(tmp_path.iterdir()) == []
