@@ -42,6 +42,8 @@ class Sweep:
         needed = self._needed_by(kept)
 
         self._delete(layout.manifest(checkpoint) for checkpoint in sorted(removed))
+        # Before the marks that count, durably: else an older one would count again after a crash.
+        self._delete(mark.object for mark in Tags(self._backend).superseded())
         self._backend.flush()
         self._delete(self._unneeded(kept, needed))
         self._clear_leftovers()

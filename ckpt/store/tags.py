@@ -6,6 +6,8 @@ at every instant, crash or not, the tag is where it was or where it goes.
 
 from __future__ import annotations
 
+import itertools
+
 from ckpt.codec.frame import Kind
 from ckpt.codec.names import refuse_label
 from ckpt.codec.objects import TAG_MARK
@@ -39,6 +41,11 @@ class Tags:
     def marks(self) -> list[TagName]:
         """All marks, those of a tag together and the one that counts last."""
         return sorted(mark for name in self._backend.list(layout.TAGS) if (mark := layout.tag_in(name)))
+
+    def superseded(self) -> list[TagName]:
+        """Marks that a crash left beside a newer one of their tag."""
+        marks = self.marks()
+        return [mark for mark, next_ in itertools.pairwise(marks) if mark.tag == next_.tag]
 
     def give(self, checkpoint: CheckpointId, tag: Tag) -> None:
         """Have the tag name this checkpoint, and no other.
