@@ -4,32 +4,44 @@ Rules:
 - CRIU always gets the frozen cgroup's path: without it CRIU hangs on a frozen task, and ending it then
   destroys the task (see host/criu/engine.py).
 - Every CRIU is noted in the operation's journal while it lives.
+- A CRIU that has to be killed is killed by criu_killing.py, whoever decides it: the workload keeps its
+  connections, and is frozen afterwards; the flow thaws it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ckpt.errors import CriuError, NoSpace
 from ckpt.host import mounts, outside
 from ckpt.host.carried import carry
-from ckpt.host.criu import engine, kdat, netlock
+from ckpt.host.criu import engine, kdat
+from ckpt.host.criu.channel import END_TIMEOUT
 from ckpt.host.criu.complete import check_complete
-from ckpt.host.criu.launch import Launcher, launch_child
+from ckpt.host.criu.launch import Child, Launcher, launch_child
 from ckpt.host.criu.request import DumpRequest
 from ckpt.host.criu.timens import write_instant
 from ckpt.host.criu.timers import ClockAdvance, mend_timers, pending_timers
 from ckpt.host.criu.worker import Notice, Worker
+from ckpt.host.criu_killing import kill_criu
 from ckpt.host.inspection import as_host_view
 from ckpt.host.operations import JournaledOperation
 from ckpt.model.checkpoint import CarriedFile, DumpOptions, DumpStatistics
 from ckpt.model.clocks import ClockTarget, PendingTimer
 from ckpt.model.workload import ExternalMount, OutsideFile, Tree
-from ckpt.units import Nanoseconds, Pid
+from ckpt.units import MILLISECOND, Nanoseconds, Pid
+
+CRIU_GRACE: Final = Nanoseconds(300 * MILLISECOND)
+"""For a dump that was given up: CRIU notices at its next notification, and rolls back by itself."""
 
 _IMAGE_SUFFIX: Final = ".img"
+_NO_SPACE: Final = "No space left on device"
+_NOTHING: Final = 64 * 1024
+"""With fewer bytes left than this a file system is full: CRIU's smallest image sets take more."""
 
 
 class CriuDumper:
@@ -56,11 +68,9 @@ class CriuDumper:
         # Only a task with mounts of its own may be dumped from another mount namespace (decision 3).
         if tree.owns("mnt") and kdat.is_useful():
             launcher = kdat.KernelCache(directory=self._state).launcher(self._criu, launch_child)
-        return CriuTreeDump(
-            Worker.start(self._criu, launcher=launcher),
-            operation,
-            log=f"{operation.staging}/{tree.root}/dump.log",
-        )
+        at_work = _AtWork(log=f"{operation.staging}/{tree.root}/dump.log")
+        worker = Worker.start(self._criu, launcher=at_work.launched_by(launcher))
+        return CriuTreeDump(worker, operation, tree, at_work)
 
     def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:
         """The mounts of a tree with its own mount namespace that are taken from the host at restore."""
@@ -93,14 +103,57 @@ class CriuDumper:
         return pending_timers(Path(images))
 
 
+@dataclass(slots=True, kw_only=True)
+class _AtWork:
+    """What a CRIU works at: its log, and the cgroup that is frozen for it, "" before it begins."""
+
+    log: str
+    cgroup: str = ""
+
+    def launched_by(self, launcher: Launcher) -> Launcher:
+        """The launcher; what it starts is killed so that the workload loses nothing."""
+        return lambda what: _CriuAtWork(child=launcher(what), work=self)
+
+    def kill(self, kill: Callable[[], object]) -> None:
+        """Kill CRIU, and mend what it cannot take back any more."""
+        kill_criu(kill, log=self.log if self.cgroup else "", frozen=[self.cgroup])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CriuAtWork:
+    """A CRIU process. Fits ckpt.host.criu.launch.Child."""
+
+    child: Child
+    work: _AtWork
+
+    @property
+    def pid(self) -> Pid:
+        """Its pid, as this process sees it."""
+        return self.child.pid
+
+    def kill(self) -> None:
+        """End it at once; returns when it has ended."""
+        self.work.kill(self._kill)
+
+    def wait(self, timeout: Nanoseconds) -> int | None:
+        """Its exit status (negative: the signal), or None if it still runs after `timeout`."""
+        return self.child.wait(timeout)
+
+    def _kill(self) -> None:
+        self.child.kill()
+        self.child.wait(END_TIMEOUT)
+
+
 class CriuTreeDump:
     """CRIU's process for one tree, already started. Fits the port `TreeDump`."""
 
-    def __init__(self, worker: Worker, operation: JournaledOperation, *, log: str) -> None:
+    def __init__(self, worker: Worker, operation: JournaledOperation, tree: Tree, at_work: _AtWork) -> None:
         self._worker = worker
         self._operation = operation
+        self._tree = tree
+        self._at_work = at_work
         self._pid = worker.pid
-        operation.note_criu(self._pid, log=log)
+        operation.note_criu(self._pid, log=at_work.log)
 
     def run(
         self,
@@ -119,6 +172,7 @@ class CriuTreeDump:
 
         Raises:
             DumpFailed: with the cause from CRIU's log; the tasks are as they were.
+            NoSpace: the file system of `images` is full; the tasks are as they were.
         """
         request = DumpRequest(
             pid=root,
@@ -134,18 +188,50 @@ class CriuTreeDump:
             externals=mounts.dump_externals(external_mounts) + outside.dump_externals(outside_files),
         )
         hooks = {"pre-dump": _calling(before), "post-dump": _calling(stopped)}
+        self._at_work.cgroup = cgroup
         try:
             return engine.dump(self._worker, request, hooks).statistics
-        except BaseException:
-            if options.tcp_established:
-                # A CRIU that was ended could not unlock the connections.
-                netlock.remove_table(netlock.table_of(netlock.run_id_in(request.log)))
+        except BaseException as error:
+            self._worker.close(CRIU_GRACE)
+            # One that was killed by others could not unlock the connections.
+            self._at_work.kill(lambda: None)
+            if isinstance(error, CriuError) and self._is_for_want_of_space(error, images):
+                raise self._no_space(images) from error
             raise
+        finally:
+            self._at_work.cgroup = ""
 
     def close(self) -> None:
         """End CRIU's process, if it still runs; safe to repeat."""
         self._worker.close()
         self._operation.forget_criu(self._pid)
+
+    def _is_for_want_of_space(self, error: CriuError, images: str) -> bool:
+        # CRIU's log is on the same file system, and may lack the line that says it.
+        return any(_NO_SPACE in line for line in error.log_lines) or _available(images) < _NOTHING
+
+    def _no_space(self, images: str) -> NoSpace:
+        needed = sum(_resident(process.pid) for process in self._tree.processes)
+        return NoSpace(
+            place=os.path.dirname(images),
+            available_bytes=_available(images),
+            needed_bytes=needed,
+            option="CKPT_STATE",
+        )
+
+
+def _available(directory: str) -> int:
+    space = os.statvfs(directory)
+    return space.f_bavail * space.f_frsize
+
+
+def _resident(pid: Pid) -> int:
+    """The memory of a process that is written at most; 0 if it has ended."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _calling(callback: Callable[[], None]) -> Callable[[Notice], None]:

@@ -21,17 +21,16 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from ckpt.errors import CkptError
 from ckpt.host import cgroups, journal, locks
 from ckpt.host.criu import netlock
+from ckpt.host.criu_killing import kill_criu
 from ckpt.host.freezer import restore_freeze
 from ckpt.host.freezer_control import control_of
 from ckpt.host.gathering import CGROUP_PREFIX, is_transient, put_back
 from ckpt.host.process_table import ProcessRef, boot_id, is_alive
-from ckpt.host.tcp_repair import end_tcp_repair
 from ckpt.units import Pid
 
 CRIU_GRACE_S: Final = 0.3
@@ -137,27 +136,13 @@ def _undo_step(step: journal.Step, frozen: Sequence[str] = ()) -> list[RecoveryA
 def _end_criu(step: journal.CriuStarted, frozen: Sequence[str]) -> str:
     if _ended(step.process, CRIU_GRACE_S):
         return ""
-    run_id = netlock.run_id_in(Path(step.log)) if step.log else ""
-    locked = bool(run_id) and netlock.table_of(run_id) in netlock.list_tables()
-    if locked:
-        # Its sockets are in repair mode, and CRIU has thawed the cgroup for itself: without this the tasks
-        # would run on the moment it ends, and lose their connections.
-        for cgroup in frozen:
-            control = control_of(cgroup)
-            if control is not None:
-                control.hold()
-    # Its tasks are in a cgroup whose path it was given (freeze_cgroup), and survive that.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(step.pid, signal.SIGKILL)
-    _ended(step.process, _CRIU_END_S)
-    done = f"ended CRIU (process {step.pid})"
-    if locked:
-        for cgroup in frozen:
-            end_tcp_repair(cgroups.processes_below(cgroup))
-        done += ", mended its connections"
-        unlocked = _unlock_network(journal.NetworkLocked(run_id=run_id), frozen)
-        done += f", {unlocked}" if unlocked else ""
-    return done
+
+    def kill() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(step.pid, signal.SIGKILL)
+        _ended(step.process, _CRIU_END_S)
+
+    return ", ".join((f"ended CRIU (process {step.pid})", *kill_criu(kill, log=step.log, frozen=frozen)))
 
 
 def _finish_kill(step: journal.Killing, _frozen: Sequence[str]) -> str:

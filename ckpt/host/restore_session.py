@@ -125,7 +125,7 @@ class CriuRestoreSession:
                 launcher=self._host.launcher(private_root=private_root),
                 kept_fds=(namespace.fd, *substitutes),
             )
-            self._undo.callback(worker.close)
+            self._undo.callback(self._close, worker)
             self._workers.append(worker)
             self._operation.note_criu(worker.pid, log=str(request.log))
             held = engine.begin_restore(worker, request)
@@ -149,7 +149,7 @@ class CriuRestoreSession:
             held.finish()
         # The shim reaps them, and tells only as long as it has us to tell it to.
         for worker in self._workers:
-            worker.close()
+            self._close(worker)
         # Until forget_restore() the journal says that this is half restored: a crash takes it away.
         ends_with = self._host.commit(self._roots[0])
         self._jobs.adopt(
@@ -168,6 +168,10 @@ class CriuRestoreSession:
     def abort(self) -> None:
         """Kill and remove everything that was restored; safe to repeat."""
         self._undo.close()
+
+    def _close(self, worker: Worker) -> None:
+        worker.close()
+        self._operation.forget_criu(worker.pid)
 
     def _prepare(self) -> None:
         place = self._place

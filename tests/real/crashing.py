@@ -119,6 +119,10 @@ class Scene:
         wanted = self._processes if alive is None else set(alive)
         await_condition(lambda: not self._left(wanted), lambda: f"this: {self._left(wanted)}", timeout_s=5)
 
+    def tables_left(self) -> set[str]:
+        """CRIU's nftables tables that are new."""
+        return set(list_tables()) - self._tables
+
     def assert_recovered(self) -> None:
         """`ckpt recover` finds nothing to do on this host; the store it may sweep, and says so."""
         document = self.ckpt("recover")
@@ -131,7 +135,7 @@ class Scene:
         processes = set(marked(self.traces.mark))
         found += [f"{describe([pid])} runs" for pid in processes - wanted]
         found += [f"process {pid} has ended" for pid in wanted - processes]
-        found += [f"nft table {name} is there" for name in set(list_tables()) - self._tables]
+        found += [f"nft table {name} is there" for name in self.tables_left()]
         found += [f"cgroup {path} is there" for path in self._transient_cgroups()]
         return found
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness.command import Ckpt
-from harness.subjects import Workload
+from harness.subjects import PYTHON, Workload
 from harness.traces import Traces
 from harness.waiting import await_condition
 from real.crashing import BigCounting, Counting, Scene, Subject
@@ -24,6 +25,15 @@ PHASES = ["freezing", "frozen", "written", "dumped", "thawed", "stored", "durabl
 PHASES_OF_STOP = ["freezing", "frozen", "written", "dumped", "stored", "durable", "killed"]
 
 RUNS_AGAIN_MS = 1000
+
+# Sends back what comes; big enough that CRIU can be stopped while it writes.
+ECHO = """
+import socket, sys
+ballast = bytearray(b"x") * (400 << 20)
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+while data := connection.recv(100):
+    connection.sendall(data)
+"""
 
 NewSubject = Callable[[], Subject]
 
@@ -197,6 +207,32 @@ def test_a_signal_while_criu_writes_200_mib_lets_the_workload_go_on_at_once(
         scene.await_nothing_left()
         subject.assert_runs()
         assert subject.ran_again_ms(crash.when_ns) < RUNS_AGAIN_MS
+
+
+def test_a_connection_survives_a_criu_that_does_not_answer_and_is_killed_with_the_socket_in_its_hands(
+    workload: Workload, scene: Scene
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pid = workload.spawn([PYTHON, "-c", ECHO, str(server.getsockname()[1])], scene.traces.folder)
+        peer, _ = server.accept()
+    with peer:
+        peer.settimeout(5)
+        scene.remember()
+        process = scene.ckpt.start("dump", "--json", "--tcp-established", "--pid", pid)
+        await_condition(lambda: _is_writing(scene.ckpt.state / "operations"), "CRIU to write pages")
+        criu = next(step["pid"] for step in scene.entry()["steps"] if step["kind"] == "CriuStarted")
+        os.kill(criu, signal.SIGSTOP)
+        assert scene.tables_left(), "CRIU was too quick"
+        process.send_signal(signal.SIGINT)
+        crash = scene.await_end(process)
+        assert crash.status == 130, crash.err
+        peer.sendall(b"still there?")
+        assert peer.recv(100) == b"still there?"
+        scene.await_nothing_left()
+        scene.assert_recovered()
+        scene.ckpt("dump", "--tcp-established", "--pid", pid)
+        peer.sendall(b"and now?")
+        assert peer.recv(100) == b"and now?"
 
 
 def _die_without_guardian(scene: Scene, phase: str, *target: str) -> None:

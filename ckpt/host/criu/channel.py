@@ -27,7 +27,7 @@ _MESSAGE_BYTES_MAX: Final = 1 << 20
 
 _WORDS_BYTES_MAX: Final = 8192
 
-_END_TIMEOUT: Final = Nanoseconds(10 * SECOND)
+END_TIMEOUT: Final = Nanoseconds(10 * SECOND)
 
 
 class OutOfTimeError(Exception):
@@ -103,7 +103,7 @@ class Channel:
         try:
             self._socket.send(request.SerializeToString(), socket.MSG_NOSIGNAL)
         except OSError as error:
-            raise EndedError(self._child.wait(_END_TIMEOUT)) from error
+            raise EndedError(self._child.wait(END_TIMEOUT)) from error
 
     def receive(self, deadline: Nanoseconds, *, cancellable: bool = True) -> tuple[Any, int | None]:
         """Wait for one message until `deadline` (CLOCK_MONOTONIC); the descriptor that it carries is yours.
@@ -125,7 +125,7 @@ class Channel:
         fd = fds[0] if fds else None
         if not data:
             _close(fd)
-            raise EndedError(self._child.wait(_END_TIMEOUT))
+            raise EndedError(self._child.wait(END_TIMEOUT))
         response = rpc.criu_resp()
         try:
             # Of a datagram that was cut short nothing is believed: b"\xff" never parses.
@@ -157,15 +157,15 @@ class Channel:
     def kill(self) -> None:
         """End CRIU at once and wait until it is gone."""
         self._child.kill()
-        self._child.wait(_END_TIMEOUT)
+        self._child.wait(END_TIMEOUT)
 
-    def close(self) -> int | None:
-        """Give CRIU time to end by itself, then end it; its exit status. Safe to repeat."""
+    def close(self, patience: Nanoseconds = END_TIMEOUT) -> int | None:
+        """Give CRIU so much time to end by itself, then end it; its exit status. Safe to repeat."""
         if self._closed:
             return self._child.wait(Nanoseconds(0))
         # Without a request under way, the end of the connection ends CRIU.
         self._socket.close()
-        status = self._child.wait(_END_TIMEOUT)
+        status = self._child.wait(patience)
         if status is None:
             self.kill()
         self._last_words = self.last_words
@@ -191,7 +191,7 @@ class Channel:
         if self._socket.fileno() in ready:
             return
         if self._pidfd in ready:
-            raise EndedError(self._child.wait(_END_TIMEOUT))
+            raise EndedError(self._child.wait(END_TIMEOUT))
         raise OutOfTimeError
 
 

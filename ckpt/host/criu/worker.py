@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 from ckpt.errors import CriuDied, CriuStuck, Interrupted
-from ckpt.host.criu.channel import CancelledError, Channel, EndedError, OutOfTimeError
+from ckpt.host.criu.channel import END_TIMEOUT, CancelledError, Channel, EndedError, OutOfTimeError
 from ckpt.host.criu.launch import Launcher, launch_child
 from ckpt.host.criu.outcome import CriuVersion
 from ckpt.host.criu.pb import rpc
@@ -210,9 +210,9 @@ class Worker:
         """End CRIU at once, with everything that it has not yet handed over."""
         self._channel.kill()
 
-    def close(self) -> None:
-        """End CRIU; safe to repeat."""
-        self._channel.close()
+    def close(self, patience: Nanoseconds = END_TIMEOUT) -> None:
+        """Give CRIU so much time to end by itself, then end it; safe to repeat."""
+        self._channel.close(patience)
 
     def _died(self, error: EndedError) -> NoReturn:
         self._channel.close()
