@@ -5,7 +5,9 @@ Rules: F35 of images/FORMAT.md. Every chunk is verified before its bytes are wri
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import suppress
 
 from ckpt.errors import CkptError, OsRefused
@@ -28,8 +30,7 @@ def fetch(objects: Objects, file: StoredFile, path: str) -> None:
         OsRefused: the target cannot be written.
     """
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(path, flags, 0o600)
+        fd = _open_target(path)
         try:
             _write(objects, file, fd)
             os.fchmod(fd, file.mode & _MODE_BITS)
@@ -43,7 +44,17 @@ def fetch(objects: Objects, file: StoredFile, path: str) -> None:
         raise _refusal(file, path, error) from error
 
 
+def _open_target(path: str) -> int:
+    """A regular file to write to. What else is there is neither written nor, later, removed."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "not a regular file", path)
+
+
 def _write(objects: Objects, file: StoredFile, fd: int) -> None:
+    os.ftruncate(fd, 0)  # what was there must not show through the holes
     os.ftruncate(fd, file.size_bytes)
 
     def write(place: tuple[int, Chunk]) -> None:
