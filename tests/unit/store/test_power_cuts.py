@@ -79,6 +79,7 @@ def assert_whole(store: Store) -> set[CheckpointId]:
     assert store.verify(None).problems == ()
     assert {kept.id for kept in store.list()} == found
     assert store.remove(()).removed_objects == 0
+    assert len(list(store._backend.list("tags"))) == sum(len(kept.tags) for kept in store.list())
     return found
 
 

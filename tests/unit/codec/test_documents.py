@@ -1,0 +1,118 @@
+"""Documents and frames: their exact bytes, and what is refused at writing already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+from fakes.checkpoints import INODE, a_checkpoint
+
+from ckpt.codec.frame import HEADER_BYTES, Compression, Kind, frame, unframe
+from ckpt.codec.objects import MANIFEST, TAG_MARK, checkpoint_id
+from ckpt.codec.records import TagMark
+from ckpt.codec.shapes import shape_of
+from ckpt.errors import CkptError, FormatUnknown, ObjectCorrupt
+from ckpt.model.checkpoint import CarriedFile, Chunk, StoredFile
+from ckpt.units import ByteCount, CheckpointId, Digest, JobName, Nanoseconds, Pid, Tag
+
+MARK = TagMark(tag=Tag("a"), serial=300, checkpoint=CheckpointId("ab" * 32))
+
+FILE = StoredFile(
+    name="pages-1.img",
+    size_bytes=ByteCount(9),
+    mode=0o600,
+    chunks=(Chunk(digest=Digest("ab" * 32), size_bytes=ByteCount(9)),),
+)
+
+
+def test_a_document_has_exactly_these_bytes() -> None:
+    assert TAG_MARK.encode(MARK) == (
+        b"\x83\xa4kind\xa3tag\xa7version\x01\xa5value"
+        b"\x83\xa3tag\xa1a\xa6serial\xcd\x01\x2c\xaacheckpoint\xc4\x20" + b"\xab" * 32
+    )
+
+
+def test_an_object_has_exactly_these_bytes() -> None:
+    header = "89636b70740d0a1a 5441474d 0001 00 00 00000004 00000004 d87f7e0c 0cad7b42".replace(" ", "")
+    assert frame(Kind.TAG, Compression.NONE, 4, b"test").hex() == header + b"test".hex()
+
+
+def test_the_id_of_a_checkpoint_does_not_change_between_versions() -> None:
+    plain = a_checkpoint(FILE, carried=FILE)
+    assert checkpoint_id(MANIFEST.encode(plain)) == checkpoint_id(MANIFEST.encode(replace(plain)))
+    assert checkpoint_id(MANIFEST.encode(plain)) != checkpoint_id(
+        MANIFEST.encode(replace(plain, message="x"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"message": "a\0b"}, "message: a text with a NUL"),
+        ({"message": "\ud800"}, "surrogates not allowed"),
+        ({"message": "\udcc3\udca9"}, "would not read back"),
+        ({"message": "x" * (1 << 20) + "x"}, "message: "),
+        ({"message": 5}, "message: a number where a text belongs"),
+        ({"created_ns": 1 << 63}, "created_ns: 9223372036854775808 is not between"),
+        ({"created_ns": 1 << 64}, "Integer value out of range"),
+        ({"created_ns": True}, "created_ns: a truth value where a number belongs"),
+        ({"created_ns": 1.5}, "created_ns: a float where a plain value belongs"),
+        ({"parent": "xyz"}, "'xyz' is no SHA-256"),
+        ({"parent": "ab"}, "parent: a digest of 1 bytes"),
+        ({"job": JobName("a b")}, "job: 'a b' is no name"),
+        ({"image_sets": ()}, "image_sets: 0 image sets for 1 trees"),
+        ({"inodes": (INODE, replace(INODE, kind="sofa"))}, "inodes[1].kind: 'sofa' is none of regular"),
+        ({"inodes": (replace(INODE, deleted=1),)}, "inodes[0].deleted: a number where a truth value belongs"),
+    ],
+)
+def test_what_could_not_be_read_is_not_written(change: dict[str, object], where: str) -> None:
+    with pytest.raises(ObjectCorrupt) as caught:
+        MANIFEST.encode(replace(a_checkpoint(FILE), **change))  # type: ignore[arg-type]
+    assert where in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "path", ["", "x", "/", "//x", "/x/", "/x/../y", "/x/./y", "/" + "x" * 256, "/x" * 2049]
+)
+def test_a_carried_file_goes_only_where_its_path_says(path: str) -> None:
+    carried = CarriedFile(
+        path=path, temporary=False, handle=None, uid=0, gid=0, mtime_ns=Nanoseconds(0), content=FILE
+    )
+    with pytest.raises(ObjectCorrupt, match=r"carried_files\[0\]\.path"):
+        MANIFEST.encode(replace(a_checkpoint(FILE), carried_files=(carried,)))
+
+
+@pytest.mark.parametrize("size", [0, -1, (16 << 20) + 1])
+def test_a_chunk_has_a_size_that_can_be(size: int) -> None:
+    bad = replace(FILE, size_bytes=size, chunks=(replace(FILE.chunks[0], size_bytes=size),))
+    with pytest.raises(ObjectCorrupt, match="size_bytes"):
+        MANIFEST.encode(a_checkpoint(bad))
+
+
+def test_a_newer_document_is_refused_with_both_versions() -> None:
+    newer = TAG_MARK.encode(MARK).replace(b"version\x01", b"version\x09")
+    with pytest.raises(FormatUnknown, match="version 9, and this ckpt reads version 1"):
+        TAG_MARK.decode(newer, "x")
+
+
+def test_every_cut_and_every_flipped_bit_of_a_sealed_object_is_found() -> None:
+    whole = frame(Kind.TAG, Compression.NONE, 4, b"test")
+    for size in range(len(whole)):
+        with pytest.raises(CkptError):
+            unframe(whole[:size], Kind.TAG, "x")
+    for place in range(len(whole) * 8):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        with pytest.raises(ObjectCorrupt):
+            unframe(bytes(flipped), Kind.TAG, "x")
+    assert len(whole) == HEADER_BYTES + 4
+
+
+def test_a_type_without_a_shape_is_a_bug_of_the_model() -> None:
+    @dataclass
+    class Strange:
+        share: float
+
+    with pytest.raises(TypeError):
+        shape_of(Strange)
+    assert shape_of(Pid) is shape_of(Pid)
