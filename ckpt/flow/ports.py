@@ -17,7 +17,7 @@ from ckpt.model.checkpoint import (
     HostFacts,
     StoredFile,
 )
-from ckpt.model.clocks import Clocks, ClockTarget, PendingTimer
+from ckpt.model.clocks import Clocks, PendingTimer, Resumption
 from ckpt.model.inodes import FileChange, InodeRecord
 from ckpt.model.reports import StoredCheckpoint, SweepReport, VerifyReport
 from ckpt.model.target import Target, TargetRef
@@ -250,11 +250,12 @@ class RestoreSession(Protocol):
         options: DumpOptions,
         external_mounts: tuple[ExternalMount, ...],
         outside_files: tuple[OutsideFile, ...],
-        clocks: ClockTarget | None,
+        resumption: Resumption,
     ) -> Pid:
         """Restore one more tree and hold it; gives its root's pid on this host.
 
-        Trees whose clocks agreed share one time namespace; `clocks` None leaves them the host's.
+        Trees whose clocks agreed share one time namespace. What is left of their timers is shortened by what
+        the timers' clocks went on.
 
         Raises:
             RestoreFailed: with the cause from CRIU's log; call abort().

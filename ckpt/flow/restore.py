@@ -23,7 +23,7 @@ from ckpt.flow.ports import (
 )
 from ckpt.flow.undo import Undo
 from ckpt.model.checkpoint import Checkpoint
-from ckpt.model.clocks import TimePolicy, clocks_at_restore
+from ckpt.model.clocks import TimePolicy, resume_clocks
 from ckpt.model.inodes import IDENTITY_DIFFERENCES, FileChange, InodePolicy
 from ckpt.model.reports import RestoreReport
 from ckpt.model.workload import TargetKind, Tree
@@ -183,7 +183,7 @@ def _add_trees(
 ) -> tuple[Pid, ...]:
     """Restore and hold every tree; gives the roots' pids on this host in the order of the trees."""
     by_root: dict[Pid, Tree] = {tree.root: tree for tree in checkpoint.workload.trees}
-    realtime = clock.realtime()
+    now = clock.read()
     pids = []
     for images in checkpoint.image_sets:
         tree = by_root[images.root]
@@ -194,7 +194,7 @@ def _add_trees(
                 options=checkpoint.options,
                 external_mounts=checkpoint.workload.external_mounts,
                 outside_files=checkpoint.workload.outside_files,
-                clocks=clocks_at_restore(call.time, checkpoint.clocks, tree.time_offsets, realtime),
+                resumption=resume_clocks(call.time, checkpoint.clocks, tree.time_offsets, now),
             )
         )
     return tuple(pids)

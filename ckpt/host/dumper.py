@@ -25,7 +25,7 @@ from ckpt.host.criu.complete import check_complete
 from ckpt.host.criu.launch import Child, Launcher, launch_child
 from ckpt.host.criu.request import DumpRequest
 from ckpt.host.criu.timens import write_instant
-from ckpt.host.criu.timers import ClockAdvance, mend_timers, pending_timers
+from ckpt.host.criu.timers import pending_timers
 from ckpt.host.criu.worker import Notice, Worker
 from ckpt.host.criu_killing import kill_criu
 from ckpt.host.inspection import as_host_view
@@ -94,9 +94,8 @@ class CriuDumper:
         return tuple(sorted(name for name in os.listdir(images) if name.endswith(_IMAGE_SUFFIX)))
 
     def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
-        """Write the freeze's instant into the image set, and cure the timers that CRIU restores wrongly."""
+        """Write the freeze's instant into the image set."""
         write_instant(Path(images), ClockTarget(monotonic_ns=monotonic, boottime_ns=boottime))
-        mend_timers(Path(images), ClockAdvance())
 
     def timers(self, images: str) -> tuple[PendingTimer, ...]:
         """The armed timers that CRIU recorded."""

@@ -20,6 +20,7 @@ from ckpt.errors import HostMismatch, RestoreFailed, WrongState
 from ckpt.host import cgroup_settings, cgroups, mounts
 from ckpt.host.criu import engine
 from ckpt.host.criu.request import InheritFd, JoinNamespace, RestoreRequest
+from ckpt.host.criu.timers import mend_timers
 from ckpt.host.criu.worker import Worker
 from ckpt.host.freezer_control import control_of
 from ckpt.host.jobs import JobRegistry, cgroup_name
@@ -28,7 +29,7 @@ from ckpt.host.operations import JournaledOperation
 from ckpt.host.process_table import all_processes, descendants
 from ckpt.host.timens import TimeNamespace
 from ckpt.model.checkpoint import DumpOptions
-from ckpt.model.clocks import ClockTarget, TimeOffsets
+from ckpt.model.clocks import ClockTarget, Resumption, TimeOffsets
 from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree
 from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
 
@@ -87,7 +88,7 @@ class CriuRestoreSession:
         options: DumpOptions,
         external_mounts: tuple[ExternalMount, ...],
         outside_files: tuple[OutsideFile, ...],
-        clocks: ClockTarget | None,
+        resumption: Resumption,
     ) -> Pid:
         """Restore one more tree and hold it; gives its root's pid on this host.
 
@@ -95,7 +96,8 @@ class CriuRestoreSession:
             HostMismatch: a mount that it needs is not there.
             RestoreFailed: with the cause from CRIU's log; call abort().
         """
-        namespace = self._time_namespace(tree.time_offsets, clocks)
+        namespace = self._time_namespace(tree.time_offsets, resumption.clocks)
+        mend_timers(Path(images), resumption.advance)
         private_root = ""
         if tree.owns("mnt"):
             self._check_mounts(external_mounts)

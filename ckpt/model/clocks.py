@@ -74,25 +74,50 @@ class ClockTarget:
     boottime_ns: Nanoseconds
 
 
-def clocks_at_restore(
-    policy: TimePolicy, saved: Clocks, offsets: TimeOffsets, realtime_now_ns: Nanoseconds
-) -> ClockTarget | None:
-    """What the workload must read when it goes on; None means the host's clocks as they are.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockAdvance:
+    """How far the clocks that the tasks see went on between the dump and the restore, in nanoseconds."""
+
+    realtime_ns: Nanoseconds = Nanoseconds(0)
+    monotonic_ns: Nanoseconds = Nanoseconds(0)
+    boottime_ns: Nanoseconds = Nanoseconds(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumption:
+    """How a tree's clocks go on: what they read (None: the host's, as they are), and how far they went."""
+
+    clocks: ClockTarget | None
+    advance: ClockAdvance
+
+
+def resume_clocks(policy: TimePolicy, saved: Clocks, offsets: TimeOffsets, now: Clocks) -> Resumption:
+    """What a workload that was saved reads when it goes on now.
 
     The time spent is measured on CLOCK_REALTIME, the only clock that two hosts share; where it was set
     back meanwhile, the time spent counts as zero, so that no policy lets a clock go back.
     """
     monotonic = saved.monotonic_ns + offsets.monotonic_ns
     boottime = saved.boottime_ns + offsets.boottime_ns
-    spent = max(0, realtime_now_ns - saved.realtime_ns)
-    match policy:
-        case TimePolicy.SUSPEND:
-            return ClockTarget(monotonic_ns=Nanoseconds(monotonic), boottime_ns=Nanoseconds(boottime + spent))
-        case TimePolicy.CONTINUE:
-            return ClockTarget(monotonic_ns=Nanoseconds(monotonic), boottime_ns=Nanoseconds(boottime))
-        case TimePolicy.ELAPSED:
-            return ClockTarget(
-                monotonic_ns=Nanoseconds(monotonic + spent), boottime_ns=Nanoseconds(boottime + spent)
-            )
-        case TimePolicy.HOST:
-            return None
+    spent = max(0, now.realtime_ns - saved.realtime_ns)
+    if policy is TimePolicy.HOST:
+        # Another host's clocks may be behind: its timers then wait as long as they would have.
+        on_monotonic = max(0, now.monotonic_ns - monotonic)
+        on_boottime = max(0, now.boottime_ns - boottime)
+    else:
+        on_monotonic = spent if policy is TimePolicy.ELAPSED else 0
+        on_boottime = 0 if policy is TimePolicy.CONTINUE else spent
+    advance = ClockAdvance(
+        realtime_ns=Nanoseconds(spent),
+        monotonic_ns=Nanoseconds(on_monotonic),
+        boottime_ns=Nanoseconds(on_boottime),
+    )
+    if policy is TimePolicy.HOST:
+        return Resumption(clocks=None, advance=advance)
+    return Resumption(
+        clocks=ClockTarget(
+            monotonic_ns=Nanoseconds(monotonic + on_monotonic),
+            boottime_ns=Nanoseconds(boottime + on_boottime),
+        ),
+        advance=advance,
+    )

@@ -14,7 +14,7 @@ from fakes.values import CLOCKS, HOST, a_tree, an_image_file
 
 from ckpt.errors import DumpFailed, NoSpace, ObjectMissing, RestoreFailed
 from ckpt.model.checkpoint import CarriedFile, Checkpoint, DumpOptions, DumpStatistics, HostFacts, StoredFile
-from ckpt.model.clocks import Clocks, ClockTarget, PendingTimer
+from ckpt.model.clocks import Clocks, PendingTimer, Resumption
 from ckpt.model.inodes import FileChange, InodeRecord
 from ckpt.model.reports import StoredCheckpoint
 from ckpt.model.target import Target, TargetRef
@@ -289,7 +289,7 @@ class FakeSession:
         options: DumpOptions,
         external_mounts: tuple[ExternalMount, ...],
         outside_files: tuple[OutsideFile, ...],
-        clocks: ClockTarget | None,
+        resumption: Resumption,
     ) -> Pid:
         self.world.half_restored += 1
         self.world.step(f"restore {tree.root}")

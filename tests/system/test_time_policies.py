@@ -139,13 +139,7 @@ def test_host_gives_the_program_the_clocks_of_the_host(workload: Workload, ckpt:
     assert earlier < tick["monotonic_ns"] < later
 
 
-NOT_SHORTENED = pytest.mark.xfail(reason="the restore does not yet shorten what remained by what passed")
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [pytest.param("suspend", marks=NOT_SHORTENED), "continue", pytest.param("elapsed", marks=NOT_SHORTENED)],
-)
+@pytest.mark.parametrize("policy", ["suspend", "continue", "elapsed"])
 def test_every_timer_is_due_at_the_moment_of_its_clock_that_it_was_set_to(
     policy: str, workload: Workload, ckpt: Ckpt
 ) -> None:

@@ -14,16 +14,16 @@ Source: images/timer.proto, images/timerfd.proto; timerfd_create(2), timer_creat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ckpt.host.criu.imagefile import read_entries, write_entries
 from ckpt.host.criu.pstree import read_tasks, task_ids
-from ckpt.model.clocks import PendingTimer, TimerKind
+from ckpt.model.clocks import ClockAdvance, PendingTimer, TimerKind
 from ckpt.units import Nanoseconds, Pid
 
 _ABSTIME: Final = 1
+_STOOD_STILL: Final = ClockAdvance()
 _SECOND: Final = 1_000_000_000
 _MICROSECOND: Final = 1_000
 _CLOCKS: Final = {
@@ -42,15 +42,6 @@ _MONOTONIC_CLOCKS: Final = frozenset((1,))
 _BOOTTIME_CLOCKS: Final = frozenset((7, 9))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClockAdvance:
-    """How far the clocks that the tasks see went on between the dump and the restore, in nanoseconds."""
-
-    realtime_ns: Nanoseconds = Nanoseconds(0)
-    monotonic_ns: Nanoseconds = Nanoseconds(0)
-    boottime_ns: Nanoseconds = Nanoseconds(0)
-
-
 def pending_timers(images: Path) -> tuple[PendingTimer, ...]:
     """The armed timers of an image set; a timerfd that several tasks share is given once for each.
 
@@ -66,7 +57,7 @@ def pending_timers(images: Path) -> tuple[PendingTimer, ...]:
     return tuple(found)
 
 
-def mend_timers(images: Path, advance: ClockAdvance = ClockAdvance()) -> int:
+def mend_timers(images: Path, advance: ClockAdvance = _STOOD_STILL) -> int:
     """Let the timers of an image set fire when their clocks say so; the number of timers that were changed.
 
     With an `advance`, what remains is shortened by what passed on the timer's clock; what is due then fires

@@ -17,8 +17,8 @@ from ckpt.host.criu.pb import MAGIC, image
 from ckpt.host.criu.pstree import read_inventory, read_tasks
 from ckpt.host.criu.statistics import read_dump_statistics, read_restore_statistics
 from ckpt.host.criu.timens import read_instant, write_instant
-from ckpt.host.criu.timers import ClockAdvance, mend_timers, pending_timers
-from ckpt.model.clocks import ClockTarget, PendingTimer, TimerKind
+from ckpt.host.criu.timers import mend_timers, pending_timers
+from ckpt.model.clocks import ClockAdvance, ClockTarget, PendingTimer, TimerKind
 from ckpt.units import Nanoseconds, Pid
 
 

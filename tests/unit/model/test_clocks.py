@@ -1,0 +1,56 @@
+"""What the four time policies make of the time that passed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fakes.values import CLOCKS
+
+from ckpt.model.clocks import ClockTarget, TimeOffsets, TimePolicy, resume_clocks
+from ckpt.units import SECOND, Nanoseconds
+
+SPENT = 7 * SECOND
+OFFSETS = TimeOffsets(monotonic_ns=Nanoseconds(-3 * SECOND), boottime_ns=Nanoseconds(9 * SECOND))
+LATER = replace(
+    CLOCKS,
+    realtime_ns=Nanoseconds(CLOCKS.realtime_ns + SPENT),
+    monotonic_ns=Nanoseconds(CLOCKS.monotonic_ns + SPENT),
+    boottime_ns=Nanoseconds(CLOCKS.boottime_ns + SPENT),
+)
+
+
+@pytest.mark.parametrize(
+    ("policy", "monotonic_on_ns", "boottime_on_ns"),
+    [(TimePolicy.SUSPEND, 0, SPENT), (TimePolicy.CONTINUE, 0, 0), (TimePolicy.ELAPSED, SPENT, SPENT)],
+)
+def test_the_clocks_go_on_from_what_the_workload_read_by_what_the_policy_says(
+    policy: TimePolicy, monotonic_on_ns: int, boottime_on_ns: int
+) -> None:
+    found = resume_clocks(policy, CLOCKS, OFFSETS, LATER)
+    assert found.clocks == ClockTarget(
+        monotonic_ns=Nanoseconds(CLOCKS.monotonic_ns + OFFSETS.monotonic_ns + monotonic_on_ns),
+        boottime_ns=Nanoseconds(CLOCKS.boottime_ns + OFFSETS.boottime_ns + boottime_on_ns),
+    )
+    assert (found.advance.realtime_ns, found.advance.monotonic_ns, found.advance.boottime_ns) == (
+        SPENT,
+        monotonic_on_ns,
+        boottime_on_ns,
+    )
+
+
+def test_the_hosts_clocks_need_no_namespace_and_timers_see_the_difference() -> None:
+    found = resume_clocks(TimePolicy.HOST, CLOCKS, OFFSETS, LATER)
+    assert found.clocks is None
+    assert found.advance.monotonic_ns == SPENT - OFFSETS.monotonic_ns
+    assert found.advance.boottime_ns == 0  # the workload's was ahead: no timer is put off
+
+
+@pytest.mark.parametrize("policy", TimePolicy)
+def test_a_wall_clock_that_was_set_back_lets_no_clock_go_back(policy: TimePolicy) -> None:
+    back = replace(LATER, realtime_ns=Nanoseconds(CLOCKS.realtime_ns - 1000 * SECOND))
+    found = resume_clocks(policy, CLOCKS, TimeOffsets(), back)
+    assert min(found.advance.realtime_ns, found.advance.monotonic_ns, found.advance.boottime_ns) >= 0
+    if found.clocks is not None:
+        assert found.clocks.monotonic_ns >= CLOCKS.monotonic_ns
+        assert found.clocks.boottime_ns >= CLOCKS.boottime_ns
