@@ -51,6 +51,8 @@ def main() -> int:
     except DemoError as error:
         print(f"\nscripts/demo: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("\nscripts/demo: interrupted; the job and its checkpoints are removed.", file=sys.stderr)
         return 130
@@ -192,6 +194,10 @@ def a_job() -> Iterator[Job]:
     folder = Path(tempfile.mkdtemp(prefix="ckpt-demo-", dir="/var/tmp"))
     try:
         yield Job(name, folder)
+    except BrokenPipeError:
+        # Nobody reads any more, as after "| head"; what is left to do must not fail by that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
     finally:
         # Ctrl-C once more must not leave half of it behind.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

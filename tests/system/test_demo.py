@@ -21,13 +21,13 @@ pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[2]
 
 
-def start_demo(traces: Traces, out: Path) -> subprocess.Popen[bytes]:
-    """Start the demo without its set-up: that is done, and tests change no virtual environment."""
-    with out.open("wb") as file:
+def start_demo(traces: Traces, out: Path | None) -> subprocess.Popen[bytes]:
+    """Start the demo, its output to a file or to a pipe, without the set-up: tests change no installation."""
+    with open(out or os.devnull, "wb") as file:
         return subprocess.Popen(
             [sys.executable, ROOT / "scripts/lib/demo.py"],
             stdin=subprocess.DEVNULL,
-            stdout=file,
+            stdout=file if out else subprocess.PIPE,
             stderr=file,
             env={**os.environ, MARK: traces.mark},
         )
@@ -70,6 +70,19 @@ def test_an_interrupted_demo_leaves_nothing(moment: str, traces: Traces, tmp_pat
     )
     demo.send_signal(signal.SIGINT if moment == "ckpt dump" else signal.SIGTERM)
     assert demo.wait(60) == 130, out.read_text()
+    check_nothing_is_left(traces, out.read_text())
+
+
+def test_a_demo_whose_reader_goes_away_leaves_nothing(traces: Traces, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    demo = start_demo(traces, None)
+    assert demo.stdout is not None
+    with demo.stdout as pipe, out.open("wb") as file:
+        for line in pipe:
+            file.write(line)
+            if b"fires in" in line:
+                break
+    assert demo.wait(60) == 128 + signal.SIGPIPE
     check_nothing_is_left(traces, out.read_text())
 
 

@@ -164,7 +164,7 @@ def test_a_tree_named_by_its_pid_leaves_what_runs_beside_it_alone(workload: Work
 def test_a_program_in_nobodys_cgroup_is_dumped_by_its_pid_and_put_back(
     workload: Workload, ckpt: Ckpt
 ) -> None:
-    program = workload.start("shell")
+    program = workload.start("tree")
     root = workload.cgroup.path.parent
     for pid in workload.pids():
         (root / "cgroup.procs").write_text(str(pid))
