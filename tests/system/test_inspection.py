@@ -392,7 +392,9 @@ def test_a_file_on_a_mount_of_the_workloads_own_is_not_looked_for_on_the_host(
 ) -> None:
     inside = tmp_path / "mounted"
     inside.mkdir()
-    with holding("unshare", "--mount", "--propagation", "private") as held:
+    # Its standard error, too, must lie on a mount that it sees.
+    reopen = ("sh", "-c", 'exec 2>/dev/null; exec "$@"', "sh")
+    with holding("unshare", "--mount", "--propagation", "private", *reopen) as held:
         held.do(f"answer = libc.mount(b'none', {str(inside)!r}.encode(), b'tmpfs', 0, None)")
         held.do(f"held['f'] = open({str(inside / 'file')!r}, 'w+')")
         records = inspector.inodes(look(held, inspector))
@@ -455,7 +457,7 @@ def test_an_open_connection_is_refused_without_the_option_and_a_listener_is_not(
 ) -> None:
     holder.do("a = socket.create_server(('127.0.0.1', 0))")
     assert refusals(holder, inspector) == ""
-    holder.do("b = socket.create_connection(a.getsockname())")
+    holder.do("b = socket.create_connection(a.getsockname()); c = a.accept()")
     assert "--tcp-established" in refusals(holder, inspector)
     assert refusals(holder, inspector, tcp_established=True) == ""
 

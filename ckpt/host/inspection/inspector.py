@@ -26,7 +26,7 @@ from ckpt.host.inspection.digests import DigestCache, Result, Wanted
 from ckpt.host.inspection.filelocks import FileLock
 from ckpt.host.inspection.holdings import Key
 from ckpt.host.inspection.records import HeldFile
-from ckpt.host.inspection.refusals import reasons_against
+from ckpt.host.inspection.refusals import lasting_reasons, reasons_at_freeze
 from ckpt.host.inspection.snapshot import Snapshot
 from ckpt.model.checkpoint import HostFacts
 from ckpt.model.clocks import Clocks
@@ -94,7 +94,7 @@ class HostInspector:
         """
         self._clock.read()  # what does not change is read now
         taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
-        self._refuse(target, taken, tcp_established=True)
+        _refuse(target, lasting_reasons(taken))
         files = records.held_files(hold for each in taken.holdings.values() for hold in each.holds)
         return HostSurvey(
             target=target,
@@ -121,7 +121,7 @@ class HostInspector:
         clocks = self._clock.read()
         locks = filelocks.start_reading()
         taken = snapshot.take(cgroups.processes_below(cgroup), cgroup, survey.snapshot)
-        self._refuse(survey.target, taken, tcp_established=tcp_established)
+        _refuse(survey.target, reasons_at_freeze(taken, tcp_established=tcp_established))
         files = records.held_files(hold for each in taken.holdings.values() for hold in each.holds)
         return HostView(
             clocks=clocks,
@@ -180,19 +180,19 @@ class HostInspector:
         """What of the recorded files is not as it was, on this host now."""
         return differences(inodes, self._cache)
 
-    def _refuse(self, target: Target, taken: Snapshot, *, tcp_established: bool) -> None:
-        reasons = reasons_against(taken, tcp_established=tcp_established)
-        if reasons:
-            raise CannotCheckpoint(
-                target=str(target.ref), reasons=reasons, remedy="Nothing was done to it; it runs on."
-            )
-
 
 def as_host_view(view: object) -> HostView:
     """The view that this host's inspector made: a port's adapter must take any, and knows only its own."""
     if not isinstance(view, HostView):
         raise TypeError(view)
     return view
+
+
+def _refuse(target: Target, reasons: tuple[str, ...]) -> None:
+    if reasons:
+        raise CannotCheckpoint(
+            target=str(target.ref), reasons=reasons, remedy="Nothing was done to it; it runs on."
+        )
 
 
 def _details(files: dict[Key, HeldFile], taken: Snapshot, known: Known) -> Known:

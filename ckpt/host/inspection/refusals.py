@@ -1,7 +1,13 @@
 """What would make the dump fail, or worse: make it succeed and the restore fail, when the workload is gone.
 
-Rule: each finding names the process and the thing, and every finding is told, not only the first.
-Source: what each does was seen with CRIU 4.2.1; criu/files-ext.c, criu/proc_parse.c, criu/namespaces.c.
+Rules:
+- Each finding names the process and the thing, and every finding is told, not only the first.
+- Only what is certain stands here: what a dump survives is never refused, and what CRIU refuses with an option
+  to allow it is left to CRIU.
+- Before the freeze everything is asked that lasts. Under it what costs no further system call is asked again,
+  and what is true for a moment only.
+Source: what each does was seen with CRIU 4.2.1 (tests/system/test_refusals.py compares them); criu/files-ext.c,
+criu/proc_parse.c, criu/namespaces.c.
 """
 
 from __future__ import annotations
@@ -11,29 +17,38 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
+from ckpt.host.inspection import refused_files, refused_sockets
 from ckpt.host.inspection.holdings import Holdings
 from ckpt.host.inspection.processes import ProcessFacts
 from ckpt.host.inspection.snapshot import Snapshot
 from ckpt.host.mounts import mounts_of
 from ckpt.host.process_table import stat_of
-from ckpt.model.inodes import RoleKind
 from ckpt.model.workload import Tree
 from ckpt.units import Pid
 
-_DUMPABLE_ANONYMOUS: Final = frozenset(
-    ("eventfd", "eventpoll", "signalfd", "timerfd", "inotify", "fanotify", "pidfd", "[fanotify]")
-)
 _CAP_SYS_RESOURCE: Final = 1 << 24
-_TCP_LISTEN, _TCP_CLOSE = "0A", "07"
-_NOT_NESTED: Final = ("pid", "user", "ipc", "uts", "mnt", "net", "time")
+_NOT_NESTED: Final = ("cgroup", "pid", "user", "ipc", "uts", "mnt", "net", "time")
+_VFORK_WAITS_IN: Final = frozenset(("kernel_clone", "wait_for_vfork_done"))
 
 
-def reasons_against(snapshot: Snapshot, *, tcp_established: bool) -> tuple[str, ...]:
-    """Everything that speaks against a dump of what was read, a sentence each."""
-    return tuple(dict.fromkeys(_reasons(snapshot, tcp_established=tcp_established)))
+def lasting_reasons(snapshot: Snapshot) -> tuple[str, ...]:
+    """What speaks against a dump of what was read while it runs, and will not pass by itself."""
+    return tuple(dict.fromkeys([*_reasons(snapshot), *_costly_reasons(snapshot)]))
 
 
-def _reasons(snapshot: Snapshot, *, tcp_established: bool) -> Iterator[str]:
+def reasons_at_freeze(snapshot: Snapshot, *, tcp_established: bool) -> tuple[str, ...]:
+    """What speaks against a dump of what was read under the freeze.
+
+    Args:
+        snapshot: What was read.
+        tcp_established: Whether open TCP connections are dumped with it.
+    """
+    return tuple(
+        dict.fromkeys([*_reasons(snapshot), *_passing_reasons(snapshot, tcp_established=tcp_established)])
+    )
+
+
+def _reasons(snapshot: Snapshot) -> Iterator[str]:
     unlimited = _we_may_read_limits()
     own_ipc = os.stat("/proc/self/ns/ipc").st_ino
     for pid, facts in snapshot.processes.items():
@@ -42,7 +57,8 @@ def _reasons(snapshot: Snapshot, *, tcp_established: bool) -> Iterator[str]:
                 yield f"{facts.label} has ended, and its other threads run on, which CRIU cannot dump"
             continue
         yield from _about_process(facts, unlimited=unlimited)
-        yield from _about_holdings(facts, snapshot.holdings[pid], own_ipc)
+        yield from refused_files.about_descriptors(facts, snapshot.holdings[pid])
+        yield from _about_maps(facts, snapshot.holdings[pid], own_ipc)
     for facts, parent in snapshot.strays:
         yield (
             f"{facts.label} is a child of process {parent} and lives outside the cgroup, so it would be dumped "
@@ -50,8 +66,17 @@ def _reasons(snapshot: Snapshot, *, tcp_established: bool) -> Iterator[str]:
         )
     for tree in snapshot.trees:
         yield from _about_namespaces(tree, snapshot)
-    if not tcp_established:
-        yield from _about_connections(snapshot)
+
+
+def _costly_reasons(snapshot: Snapshot) -> Iterator[str]:
+    for tree in snapshot.trees:
+        yield from refused_files.about_mounts(tree, snapshot)
+    yield from refused_sockets.about_protocols(snapshot)
+
+
+def _passing_reasons(snapshot: Snapshot, *, tcp_established: bool) -> Iterator[str]:
+    yield from refused_sockets.about_connections(snapshot, tcp_established=tcp_established)
+    yield from _about_vfork(snapshot)
 
 
 def _about_process(facts: ProcessFacts, *, unlimited: bool) -> Iterator[str]:
@@ -70,13 +95,7 @@ def _about_process(facts: ProcessFacts, *, unlimited: bool) -> Iterator[str]:
         yield f"{facts.label} is scheduled with SCHED_DEADLINE, which a restore cannot bring back"
 
 
-def _about_holdings(facts: ProcessFacts, holdings: Holdings, own_ipc: int) -> Iterator[str]:
-    for hold in holdings.holds:
-        if hold.kind is RoleKind.FD and hold.target.startswith("anon_inode:"):
-            name = hold.target.partition(":")[2]
-            if name.strip("[]") not in _DUMPABLE_ANONYMOUS:
-                fd = hold.detail.partition(" ")[0]
-                yield f"{facts.label} holds fd {fd} → {hold.target}{_advice(name)}"
+def _about_maps(facts: ProcessFacts, holdings: Holdings, own_ipc: int) -> Iterator[str]:
     for path in holdings.special_maps:
         if path.startswith("/SYSV"):
             if facts.namespaces["ipc"] == own_ipc:
@@ -85,13 +104,7 @@ def _about_holdings(facts: ProcessFacts, holdings: Holdings, own_ipc: int) -> It
                     "start it as a job ('ckpt run'), which has an IPC namespace of its own"
                 )
         else:
-            yield f"{facts.label} maps {path.partition(' ')[0]}{_advice(path)}"
-
-
-def _advice(name: str) -> str:
-    if "io_uring" in name:
-        return ": run it without io_uring (for libuv, UV_USE_IO_URING=0)"
-    return ", which CRIU cannot dump"
+            yield f"{facts.label} maps {path.removesuffix(' (deleted)')}{refused_files.advice(path)}"
 
 
 def _about_namespaces(tree: Tree, snapshot: Snapshot) -> Iterator[str]:
@@ -125,31 +138,25 @@ def _root_is_the_hosts(pid: Pid) -> bool:
     return True
 
 
-def _about_connections(snapshot: Snapshot) -> Iterator[str]:
-    """Established TCP connections of the workload."""
-    sockets: dict[str, tuple[ProcessFacts, str]] = {}
-    for pid, holdings in snapshot.holdings.items():
-        for hold in holdings.holds:
-            if hold.target.startswith("socket:["):
-                fd = hold.detail.partition(" ")[0]
-                sockets.setdefault(hold.target[8:-1], (snapshot.processes[pid], fd))
-    if not sockets:
-        return
-    namespaces = {
-        facts.namespaces["net"]: pid for pid, facts in snapshot.processes.items() if not facts.ended
-    }
-    for pid in namespaces.values():
-        for table in ("tcp", "tcp6"):
-            with suppress(OSError), open(f"/proc/{pid}/net/{table}", encoding="ascii") as stream:
-                next(stream, None)
-                for line in stream:
-                    fields = line.split()
-                    if fields[3] not in (_TCP_LISTEN, _TCP_CLOSE) and fields[9] in sockets:
-                        facts, fd = sockets[fields[9]]
-                        yield (
-                            f"{facts.label} holds fd {fd}, an open TCP connection: give --tcp-established, "
-                            "which freezes the connection with it, or let it be closed first"
-                        )
+def _about_vfork(snapshot: Snapshot) -> Iterator[str]:
+    """Parents that wait for a child of vfork(2): the kernel counts them as frozen, but CRIU cannot stop them.
+
+    CRIU would try for ten seconds, with the workload frozen.
+    """
+    for pid, facts in snapshot.processes.items():
+        # Until it calls execve(2) the child lives in its parent's memory.
+        maps = snapshot.holdings[pid].maps_text
+        children = [child for child in facts.children if child in snapshot.processes]
+        if maps and any(snapshot.holdings[child].maps_text == maps for child in children):
+            for thread in facts.process.threads:
+                if _wait_of(thread) in _VFORK_WAITS_IN:
+                    yield f"{facts.label} is just starting a program (thread {thread}): try again in a moment"
+
+
+def _wait_of(thread: Pid) -> str:
+    with suppress(OSError), open(f"/proc/{thread}/wchan", encoding="ascii", errors="replace") as stream:
+        return stream.read()
+    return ""
 
 
 def _we_may_read_limits() -> bool:
