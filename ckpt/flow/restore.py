@@ -73,13 +73,13 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
     with Undo("the restore") as undo:
         operation = ports.operations.begin(f"restore of {checkpoint_id[:12]}")
         undo.always("end the operation", operation.end)
+        operation.guard()
         _fetch(checkpoint, operation, ports.store)
         _check_pids(call, checkpoint, ports.restorer)
         carried = tuple(
             (file, f"{operation.staging}/carried-{number}")
             for number, file in enumerate(checkpoint.carried_files)
         )
-        operation.guard()
         put_back = ports.restorer.put_back(carried)
         undo.always("remove what only the restore needed", put_back.tidy)
         undo.on_failure("take back the carried files", put_back.undo)

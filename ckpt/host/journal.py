@@ -115,9 +115,10 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restoring:
-    """A cgroup made for a restore: until it is committed, all in it is killed and the cgroup removed."""
+    """A cgroup for a restore: until it is committed, all in it is killed, and it is removed unless it was there."""
 
     cgroup: str
+    was_there: bool = False
 
     @property
     def subject(self) -> str:

@@ -28,7 +28,7 @@ import threading
 from typing import Final
 
 from ckpt.errors import NoSpace, OsRefused
-from ckpt.host import journal
+from ckpt.host import journal, recovery
 from ckpt.host.guardian import Guardian
 from ckpt.host.process_table import boot_id, stat_of
 from ckpt.units import Pid
@@ -143,8 +143,11 @@ class JournaledOperation:
         self.forget(journal.NetworkLocked(run_id=run_id))
 
     def note_restore(self, cgroup: str) -> None:
-        """Note a cgroup into which something is restored: all in it dies if this process does."""
-        self.note(journal.Restoring(cgroup=cgroup))
+        """Note a cgroup into which something is restored: all in it dies if this process does.
+
+        One that is not there yet is to be removed then, too.
+        """
+        self.note(journal.Restoring(cgroup=cgroup, was_there=os.path.isdir(cgroup)))
 
     def forget_restore(self, cgroup: str) -> None:
         """The restore is committed, or was taken back."""
@@ -175,15 +178,19 @@ class JournaledOperations:
 
     def __init__(self, state: str) -> None:
         """Keep the journal below the directory `state`, which is made if it is missing."""
+        self._state = state
         self._directory = state + "/operations"
 
     def begin(self, what: str) -> JournaledOperation:
         """A new operation with an entry and a staging directory of its own.
 
+        What controllers that died have left is undone first.
+
         Raises:
             NoSpace: the state directory is full.
             OsRefused: it cannot be written.
         """
+        recovery.recover_dead(self._state)
         myself = stat_of(os.getpid())
         assert myself is not None  # this process runs
         entry = journal.Entry(what=what, controller=myself.ref, boot_id=boot_id())

@@ -181,9 +181,12 @@ def _put_back(step: journal.Gathered, _frozen: Sequence[str]) -> str:
 def _abandon_restore(step: journal.Restoring, _frozen: Sequence[str]) -> str:
     if not os.path.isdir(step.cgroup):
         return ""
+    inside = cgroups.processes_below(step.cgroup)
     control = control_of(step.cgroup)
     if control is not None:
         control.kill()
+    if step.was_there:
+        return "killed what was half restored in it" if inside else ""
     cgroups.remove(step.cgroup)
     return "killed what was half restored and removed the cgroup"
 

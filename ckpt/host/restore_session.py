@@ -163,7 +163,9 @@ class CriuRestoreSession:
             log=self._log,
         )
         self._filed = True
-        self._operation.forget_restore(self._cgroup)
+        self._operation.forget_directory(self._jobs.directory(self._place.job))
+        for cgroup in (*self._made, self._cgroup):
+            self._operation.forget_restore(cgroup)
         self._made.clear()
         self._undo.close()
 
@@ -199,12 +201,14 @@ class CriuRestoreSession:
     def _forget_new_job(self) -> None:
         """Undo a name that is new: a job that was never restored leaves no directory."""
         directory = self._jobs.directory(self._place.job)
-        if not os.path.isdir(directory):
+        if not os.path.exists(f"{directory}/job.json"):
             self._undo.callback(self._remove_unless_filed, directory)
+            self._operation.note_directory(directory)
 
     def _remove_unless_filed(self, directory: str) -> None:
-        if not os.path.exists(f"{directory}/job.json"):
+        if not self._filed:
             shutil.rmtree(directory, ignore_errors=True)
+        self._operation.forget_directory(directory)
 
     def _make_cgroups(self) -> list[str]:
         """Make what is missing of the cgroups; gives all that the first task joins, the workload's own first."""
@@ -230,8 +234,9 @@ class CriuRestoreSession:
         self._cgroup = cgroup
         self._records = _moved_to(hierarchy.relative(cgroup), hierarchy.name, place.records)
         self._undo.callback(self._remove_cgroups)
+        self._operation.await_guardian()
         self._operation.note_restore(cgroup)
-        outcome = cgroup_settings.create_cgroups(self._records, note=self._made.append)
+        outcome = cgroup_settings.create_cgroups(self._records, note=self._note_made)
         if not os.path.isdir(cgroup):
             self._made.append(cgroup)
             cgroups.make(cgroup)
@@ -252,8 +257,13 @@ class CriuRestoreSession:
                 control.kill()
         for directory in reversed(self._made):
             cgroups.remove(directory)
+        for cgroup in (*self._made, self._cgroup):
+            self._operation.forget_restore(cgroup)
         self._made.clear()
-        self._operation.forget_restore(self._cgroup)
+
+    def _note_made(self, cgroup: str) -> None:
+        self._made.append(cgroup)
+        self._operation.note_restore(cgroup)
 
     def _time_namespace(self, offsets: TimeOffsets, clocks: ClockTarget | None) -> TimeNamespace:
         key = None if clocks is None else offsets

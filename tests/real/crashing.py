@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -84,9 +87,9 @@ class Scene:
     _processes: set[int] = field(default_factory=set)
     _tables: set[str] = field(default_factory=set)
 
-    def remember(self) -> None:
-        """This is how it must be again."""
-        self._processes = set(marked(self.traces.mark))
+    def remember(self, *, alive: Iterable[int] | None = None) -> None:
+        """This is how it must be again; `alive`: with these processes only."""
+        self._processes = set(marked(self.traces.mark) if alive is None else alive)
         self._tables = set(list_tables())
 
     def crash(self, *arguments: object, **environ: str) -> Crash:
@@ -119,6 +122,27 @@ class Scene:
         wanted = self._processes if alive is None else set(alive)
         await_condition(lambda: not self._left(wanted), lambda: f"this: {self._left(wanted)}", timeout_s=5)
 
+    def await_settled(self) -> None:
+        """Wait until no guardian is at work any more."""
+        await_condition(
+            lambda: "ckpt-guardian" not in map(_name_of, marked(self.traces.mark)), "the guardian to go"
+        )
+
+    def jobs(self, state: str = "") -> list[str]:
+        """The jobs' names, those in this state or all; every directory of a job must belong to one."""
+        jobs = self.ckpt("ps")["jobs"]
+        known = [job["name"] for job in jobs]
+        assert sorted(path.name for path in _inside(self.ckpt.state / "jobs")) == known
+        return [job["name"] for job in jobs if state in {"", job["state"]}]
+
+    def die_without_guardian(self, phase: str, *arguments: object) -> None:
+        """Run ckpt, and have its guardian killed first, and then itself, at this phase."""
+        process = self.ckpt.start(*arguments, CKPT_FAILPOINT=f"{phase}:SIGSTOP")
+        await_condition(lambda: _is_stopped(process), f"ckpt to stop at {phase}")
+        os.kill(self.guardian(), signal.SIGKILL)
+        process.kill()
+        self.await_end(process)
+
     def tables_left(self) -> set[str]:
         """CRIU's nftables tables that are new."""
         return set(list_tables()) - self._tables
@@ -149,6 +173,11 @@ class Scene:
 
 def _inside(directory: Path) -> list[Path]:
     return list(directory.iterdir()) if directory.is_dir() else []
+
+
+def _is_stopped(process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def _name_of(pid: int) -> str:

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +122,7 @@ def test_when_the_guardian_was_killed_before_recover_mends_it_and_says_what(
 ) -> None:
     subject = of_pid()
     scene.remember()
-    _die_without_guardian(scene, phase, *subject.target)
+    scene.die_without_guardian(phase, "dump", *subject.target)
     document = scene.ckpt("recover")
     assert document["problems"] == []
     done = [each["done"] for each in document["actions"]]
@@ -138,7 +137,7 @@ def test_when_the_guardian_was_killed_before_recover_mends_it_and_says_what(
 def test_when_nobody_recovered_the_next_dump_does_it_first(of_pid: NewSubject, scene: Scene) -> None:
     subject = of_pid()
     scene.remember()
-    _die_without_guardian(scene, "frozen", *subject.target)
+    scene.die_without_guardian("frozen", "dump", *subject.target)
     scene.ckpt("dump", *subject.target)
     subject.assert_runs()
     scene.ckpt("recover")  # the dead one's lock of the cgroup that it had made
@@ -158,8 +157,10 @@ def test_kill_9_at_ten_moments_of_a_dump_of_200_mib(workload: Workload, scene: S
         _sleep_until_a_moment((moment + chance.random()) / 10 * took_s)
         process.kill()
         crash = scene.await_end(process)
-        scene.await_nothing_left()
         subject.assert_runs()
+        scene.await_settled()
+        scene.ckpt("recover")  # the guardian may not have been up yet
+        scene.await_nothing_left()
         assert subject.ran_again_ms(crash.when_ns) < RUNS_AGAIN_MS
     scene.assert_recovered()
     scene.ckpt("dump", *subject.target)
@@ -233,20 +234,6 @@ def test_a_connection_survives_a_criu_that_does_not_answer_and_is_killed_with_th
         scene.ckpt("dump", "--tcp-established", "--pid", pid)
         peer.sendall(b"and now?")
         assert peer.recv(100) == b"and now?"
-
-
-def _die_without_guardian(scene: Scene, phase: str, *target: str) -> None:
-    """Have the guardian killed first, and then the controller, at this phase."""
-    process = scene.ckpt.start("dump", *target, CKPT_FAILPOINT=f"{phase}:SIGSTOP")
-    await_condition(lambda: _is_stopped(process), f"the dump to stop at {phase}")
-    os.kill(scene.guardian(), signal.SIGKILL)
-    process.kill()
-    scene.await_end(process)
-
-
-def _is_stopped(process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None
-    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def _is_writing(operations: Path) -> bool:
