@@ -182,6 +182,7 @@ class _Dump:
             self.mounts = {tree.root: self.ports.dumper.external_mounts(tree) for tree in survey.trees}
             started = [self.ports.dumper.start(self.operation, tree) for tree in survey.trees]
             try:
+                self.freezer.prepare()
                 self._dump_trees(survey, started)
             except _RootEndedError:
                 self.freezer.thaw()

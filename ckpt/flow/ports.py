@@ -74,6 +74,13 @@ class Freezer(Protocol):
     def release(self) -> None:
         """Put the processes back where they came from and remove what gather() made; safe to repeat."""
 
+    def prepare(self) -> None:
+        """Do all that freeze() needs but freezing, which then takes no time that it need not.
+
+        Raises:
+            WrongState: it is frozen by somebody else, in a way that a dump cannot live with.
+        """
+
     def freeze(self, timeout: Nanoseconds) -> None:
         """Stop every task of the cgroup and wait until the kernel confirms it.
 

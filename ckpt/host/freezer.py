@@ -56,22 +56,31 @@ class CgroupFreezer:
     def release(self) -> None:
         """Nothing: no process was moved."""
 
+    def prepare(self) -> None:
+        """Do all that freeze() needs but freezing: it may take tens of milliseconds.
+
+        Raises:
+            WrongState: a cgroup above or below is frozen by somebody else.
+        """
+        control = self._control()
+        _refuse_other_freezes(self._cgroup)
+        self._operation.await_guardian()
+        if not self._noted:
+            self._held_before = control.held()
+            self._operation.note(self._step)
+            self._noted = True
+
     def freeze(self, timeout: Nanoseconds) -> None:
-        """Stop every task of the cgroup and wait until the kernel confirms it; again, if CRIU left it thawed.
+        """Stop every task of the cgroup and wait until the kernel confirms it.
 
         Raises:
             FreezeTimeout: not frozen in time, and thawed again; names the tasks and what they wait in.
             WrongState: a cgroup above or below is frozen by somebody else.
         """
-        control = self._control()
         if not self._noted:
-            _refuse_other_freezes(self._cgroup)
-            self._operation.await_guardian()
-            self._held_before = control.held()
-            self._operation.note(self._step)
-            self._noted = True
+            self.prepare()
         try:
-            control.freeze(timeout)
+            self._control().freeze(timeout)
         except FreezeTimeout:
             self._forget()
             raise

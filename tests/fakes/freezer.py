@@ -47,12 +47,16 @@ class FakeFreezer:
     def release(self) -> None:
         pass
 
-    def freeze(self, timeout: Nanoseconds) -> None:
+    def prepare(self) -> None:
+        self.operation.await_guardian()
         if not self._noted:
-            self.operation.await_guardian()
             self._held_before = self.held
             self.operation.note(self._step)
             self._noted = True
+
+    def freeze(self, timeout: Nanoseconds) -> None:
+        if not self._noted:
+            self.prepare()
         self.held = True
 
     def is_frozen(self) -> bool:

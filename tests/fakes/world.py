@@ -115,6 +115,9 @@ class FakeFreezer:
     def release(self) -> None:
         self.world.gathered = False
 
+    def prepare(self) -> None:
+        self.world.step("prepare the freeze")
+
     def freeze(self, timeout: Nanoseconds) -> None:
         self.world.frozen = True
         self.world.step("freeze")
