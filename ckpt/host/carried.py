@@ -6,27 +6,32 @@ Rules:
   (criu/files-reg.c, delete_link_remaps).
 - Shared memory by name is memory: it is written back into the file that is there, or a new one.
 - A file that was there before keeps its inode; what it held is kept until the restore has succeeded.
+- A checkpoint may come from anywhere: nothing but such links and shared memory is ever written, no symbolic
+  link is followed, and nothing is given to a file that belongs to somebody else by now.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
+import re
+import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ckpt.errors import NoSpace, OsRefused
+from ckpt.errors import NoSpace, ObjectCorrupt, OsRefused
+from ckpt.host import sparse_copy
 from ckpt.host.criu.imagefile import read_entries
 from ckpt.host.inspection import HostView, syscalls
-from ckpt.host.inspection.details import kind_of
 from ckpt.model.checkpoint import CarriedFile, StoredFile
-from ckpt.model.inodes import FileKind
-from ckpt.units import ByteCount, Nanoseconds
+from ckpt.model.inodes import RoleKind
+from ckpt.units import ByteCount, Nanoseconds, Pid
 
-SHARED_MEMORY: Final = "/dev/shm/"  # noqa: S108 - not a place for temporary files of ours
-_LINK: Final = "link_remap."
+_SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - not a place for temporary files of ours
+_LINK: Final = re.compile(r"link_remap\.[0-9]+", re.ASCII)
+_HELD: Final = frozenset((RoleKind.FD, RoleKind.MAP))
 
 
 def carry(images: str, staging: str, view: HostView) -> tuple[tuple[CarriedFile, str], ...]:
@@ -38,7 +43,7 @@ def carry(images: str, staging: str, view: HostView) -> tuple[tuple[CarriedFile,
     """
     tree = os.path.basename(images)
     paths = [(path, True) for path in _links(images)]
-    paths += [(path, False) for path in _shared_memory(view)]
+    paths += [(path, False) for path in _shared_memory(view, Pid(int(tree)))]
     return tuple(
         _copy(path, f"{staging}/carried-{tree}-{number}", temporary=temporary)
         for number, (path, temporary) in enumerate(paths)
@@ -54,12 +59,22 @@ class PutBack:
         self._replaced: list[tuple[str, str]] = []
 
     def undo(self) -> None:
-        """Leave everything as it was found."""
+        """Leave everything as it was found.
+
+        Raises:
+            OsRefused: something could not be taken back; all else was.
+        """
+        failed: OsRefused | None = None
         for path, kept in reversed(self._replaced):
-            _fill(path, kept)
+            try:
+                _refill(path, kept)
+            except OSError as error:
+                failed = _not_done("take back", path, error)
         for path in reversed(self._made + self._temporary):
             with suppress(FileNotFoundError):
                 os.unlink(path)
+        if failed:
+            raise failed
 
     def tidy(self) -> None:
         """Remove the links that CRIU has opened by now."""
@@ -68,55 +83,85 @@ class PutBack:
                 os.unlink(path)
 
     def put(self, file: CarriedFile, copy: str) -> None:
-        """Put one file where it is needed."""
+        """Put one file where it is needed.
+
+        Raises:
+            OSError: that is not possible.
+        """
         if file.temporary:
-            if not os.path.lexists(file.path):
+            if os.path.lexists(file.path):
+                if file.handle is None or _handle(file.path) != file.handle:
+                    raise FileExistsError(errno.EEXIST, "another file of this name is in the way")
+            elif _link_again(file):
                 self._temporary.append(file.path)
-                if not _link_again(file):
-                    _create(file, copy)
+            else:
+                self._temporary += _create(file, copy)
         elif os.path.lexists(file.path):
             kept = f"{copy}.before"
-            shutil.copyfile(file.path, kept)
+            _keep(file, kept)
             self._replaced.append((file.path, kept))
-            _fill(file.path, copy)
+            _refill(file.path, copy)
         else:
-            self._made.append(file.path)
-            _create(file, copy)
+            self._made += _create(file, copy)
 
 
 def put_back(files: tuple[tuple[CarriedFile, str], ...]) -> PutBack:
     """Put carried files, whose contents lie at the given paths, where the restore needs them.
 
     Raises:
+        ObjectCorrupt: one is neither shared memory nor a link of CRIU's; nothing was touched.
         OsRefused: one could not be put back; those before it have been taken back.
     """
+    for file, _ in files:
+        _check_place(file)
     done = PutBack()
     for file, copy in files:
         try:
             done.put(file, copy)
         except OSError as error:
             done.undo()
-            raise OsRefused(
-                operation="put back", subject=file.path, reason=error.strerror or str(error)
-            ) from error
+            raise _not_done("put back", file.path, error) from error
     return done
+
+
+def _check_place(file: CarriedFile) -> None:
+    directory, name = os.path.split(file.path)
+    if file.temporary:
+        allowed = bool(_LINK.fullmatch(name)) and directory.startswith("/")
+    else:
+        allowed = bool(name) and directory == _SHARED_MEMORY
+    if not allowed or os.path.normpath(file.path) != file.path or file.path.startswith("//"):
+        raise ObjectCorrupt(
+            kind="carried file",
+            name=file.path,
+            reason=f"neither shared memory in {_SHARED_MEMORY} nor a link that CRIU makes",
+            remedy="Do not trust the checkpoint: ckpt writes no such file.",
+        )
 
 
 def _links(images: str) -> list[str]:
     """The links that CRIU made for files whose own names are gone."""
     entries = read_entries(Path(images, "files.img"), "FILES", "file_entry")
     names = {"/" + entry.reg.name.lstrip("/") for entry in entries if entry.HasField("reg")}
-    return sorted(name for name in names if os.path.basename(name).startswith(_LINK) and os.path.exists(name))
+    return sorted(name for name in names if _LINK.fullmatch(os.path.basename(name)) and os.path.lexists(name))
 
 
-def _shared_memory(view: HostView) -> list[str]:
-    return sorted(
-        held.first.path
-        for held in view.files.values()
-        if held.first.path.startswith(SHARED_MEMORY)
-        and not held.first.target.endswith(" (deleted)")
-        and kind_of(held.first.status.st_mode) is FileKind.REGULAR
-    )
+def _shared_memory(view: HostView, root: Pid) -> Iterator[str]:
+    """The shared memory that has a name, each file with the first tree that holds it."""
+    tree_of = {process.pid: tree.root for tree in view.trees for process in tree.processes}
+    order = [tree.root for tree in view.trees]
+    for held in view.files.values():
+        path, status = held.first.path, held.first.status
+        if os.path.dirname(path) != _SHARED_MEMORY or held.first.deleted or not stat.S_ISREG(status.st_mode):
+            continue
+        holders = {tree_of[role.pid] for role in held.roles if role.kind in _HELD and role.pid in tree_of}
+        if not holders or min(holders, key=order.index) != root:
+            continue
+        with suppress(FileNotFoundError):
+            now = os.stat(path, follow_symlinks=False)
+            # Another file of this name: it is the memory of a mount of the workload's own, which CRIU saves.
+            if (now.st_dev, now.st_ino) == held.first.key:
+                yield path
 
 
 def _copy(path: str, copy: str, *, temporary: bool) -> tuple[CarriedFile, str]:
@@ -125,7 +170,7 @@ def _copy(path: str, copy: str, *, temporary: bool) -> tuple[CarriedFile, str]:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with os.fdopen(fd, "rb") as source:
             status = os.fstat(fd)
-            _write(source.fileno(), status.st_size, copy)
+            sparse_copy.copy_frozen(source.fileno(), status.st_size, copy)
         handle = _handle(path) if temporary else None
     except OSError as error:
         raise _refused(path, copy, error) from error
@@ -147,19 +192,6 @@ def _copy(path: str, copy: str, *, temporary: bool) -> tuple[CarriedFile, str]:
         ),
         copy,
     )
-
-
-def _write(source: int, size: int, copy: str) -> None:
-    target = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        sent = 0
-        while sent < size:
-            count = os.sendfile(target, source, sent, size - sent)
-            if count == 0:
-                break
-            sent += count
-    finally:
-        os.close(target)
 
 
 def _handle(path: str) -> str | None:
@@ -191,21 +223,61 @@ def _link_again(file: CarriedFile) -> bool:
     return True
 
 
-def _create(file: CarriedFile, copy: str) -> None:
+def _create(file: CarriedFile, copy: str) -> list[str]:
+    """Make the file anew; gives the path that was made.
+
+    Raises:
+        OSError: it could not be made, and is not there.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(file.path, flags, 0o600)
-    with os.fdopen(fd, "wb") as target, open(copy, "rb") as source:
-        shutil.copyfileobj(source, target)
+    try:
+        sparse_copy.fill(fd, copy)
         os.fchown(fd, file.uid, file.gid)
-        os.fchmod(fd, file.content.mode & 0o7777)
-    os.utime(file.path, ns=(file.mtime_ns, file.mtime_ns), follow_symlinks=False)
+        # Without set-uid and set-gid: see rule F23 of images/FORMAT.md.
+        os.fchmod(fd, file.content.mode & 0o777)
+        os.utime(fd, ns=(file.mtime_ns, file.mtime_ns))
+    except OSError:
+        os.unlink(file.path)
+        raise
+    finally:
+        os.close(fd)
+    return [file.path]
 
 
-def _fill(path: str, copy: str) -> None:
+def _keep(file: CarriedFile, kept: str) -> None:
+    """Copy what is there now, if it is the workload's to write.
+
+    Raises:
+        OSError: it is not, or there is no space.
+    """
+    fd = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EEXIST, "something that is no file is in the way")
+        if (status.st_uid, status.st_gid) != (file.uid, file.gid):
+            owner = f"uid {status.st_uid}, gid {status.st_gid}"
+            raise OSError(
+                errno.EPERM, f"it belongs to {owner} now, and belonged to uid {file.uid}, gid {file.gid}"
+            )
+        sparse_copy.copy_frozen(fd, status.st_size, kept)
+        os.utime(kept, ns=(status.st_atime_ns, status.st_mtime_ns))
+    finally:
+        os.close(fd)
+
+
+def _refill(path: str, copy: str) -> None:
     """Replace the content and keep the inode."""
-    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(fd, "wb") as target, open(copy, "rb") as source:
-        shutil.copyfileobj(source, target)
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        sparse_copy.fill(fd, copy)
+    finally:
+        os.close(fd)
+
+
+def _not_done(operation: str, path: str, error: OSError) -> OsRefused:
+    return OsRefused(operation=operation, subject=path, reason=error.strerror or str(error))
 
 
 def _refused(path: str, copy: str, error: OSError) -> NoSpace | OsRefused:
@@ -216,4 +288,4 @@ def _refused(path: str, copy: str, error: OSError) -> NoSpace | OsRefused:
             available_bytes=space.f_bavail * space.f_frsize,
             needed_bytes=os.path.getsize(path),
         )
-    return OsRefused(operation="copy", subject=path, reason=error.strerror or str(error))
+    return _not_done("copy", path, error)
