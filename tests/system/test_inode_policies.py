@@ -1,0 +1,128 @@
+"""Files that changed between dump and restore, and what each policy of --inodes makes of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from harness.command import Ckpt
+from harness.subjects import Workload
+from real.asked import Asked
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """Two files that were last changed before they are dumped, as most are."""
+    both = (tmp_path / "one", tmp_path / "two")
+    for path in both:
+        path.write_bytes(b"content")
+    return both
+
+
+@pytest.fixture
+def program(workload: Workload, tmp_path: Path, files: tuple[Path, Path]) -> Asked:
+    program = Asked(workload, tmp_path)
+    for path in files:
+        program.do(f"held[{str(path)!r}] = open({str(path)!r}, 'r')")
+    return program
+
+
+@pytest.fixture
+def checkpoint(program: Asked, workload: Workload, ckpt: Ckpt) -> str:
+    dumped = str(ckpt("dump", "--cgroup", workload.cgroup, "--stop")["id"])
+    workload.await_empty()
+    return dumped
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put another file in its place, with the same times."""
+    status = path.stat()
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new.rename(path)
+
+
+def read_by(program: Asked, path: Path) -> str:
+    return str(program.do(f"answer = held[{str(path)!r}].read()"))
+
+
+@pytest.mark.parametrize("policy", ["keep", "verify", "ignore"])
+def test_unchanged_files_are_fine_with_every_policy(
+    policy: str, checkpoint: str, program: Asked, files: tuple[Path, Path], ckpt: Ckpt
+) -> None:
+    ckpt("restore", "--inodes", policy, checkpoint)
+    assert read_by(program, files[0]) == "content"
+
+
+@pytest.mark.parametrize("policy", ["keep", "verify"])
+def test_changed_content_is_refused_and_each_file_is_named(
+    policy: str, checkpoint: str, workload: Workload, files: tuple[Path, Path], ckpt: Ckpt
+) -> None:
+    one, two = files
+    status = one.stat()
+    one.write_bytes(b"CONTENT")
+    os.utime(one, ns=(status.st_atime_ns, status.st_mtime_ns))
+    two.write_bytes(b"longer than before")
+
+    error = ckpt("restore", "--inodes", policy, checkpoint, exit_code=32)["error"]
+
+    assert error["slug"] == "files-changed"
+    assert f"{one}: content" in error["message"]
+    assert f"{two}: size" in error["message"]
+    assert workload.pids() == []
+
+
+def test_missing_files_are_named_too(checkpoint: str, files: tuple[Path, Path], ckpt: Ckpt) -> None:
+    files[0].unlink()
+    error = ckpt("restore", checkpoint, exit_code=32)["error"]
+    assert f"{files[0]} is missing" in error["message"]
+    assert str(files[1]) not in error["message"]
+
+
+def test_ignore_leaves_the_content_to_criu(
+    checkpoint: str, program: Asked, files: tuple[Path, Path], ckpt: Ckpt
+) -> None:
+    files[0].write_bytes(b"CONTENT")
+    ckpt("restore", "--inodes", "ignore", checkpoint)
+    assert read_by(program, files[0]) == "CONTENT"
+
+
+def test_an_equal_file_with_another_inode_is_refused_by_verify_and_told_by_keep(
+    checkpoint: str, program: Asked, workload: Workload, files: tuple[Path, Path], ckpt: Ckpt
+) -> None:
+    replace(files[0], b"content")
+
+    error = ckpt("restore", "--inodes", "verify", checkpoint, exit_code=32)["error"]
+    assert f"{files[0]}: inode" in error["message"]
+    assert str(files[1]) not in error["message"]
+    assert workload.pids() == []
+
+    done = ckpt.run("restore", "--inodes", "keep", checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert f"1 file(s) have another inode than the workload saw, and it will see the new one: {files[0]}" in (
+        " ".join(done.stderr.split())
+    )
+    assert read_by(program, files[0]) == "content"
+
+
+def test_a_refused_workload_is_never_stopped(workload: Workload, tmp_path: Path, ckpt: Ckpt) -> None:
+    program = Asked(workload, tmp_path)
+    if program.do("import ctypes; answer = ctypes.CDLL(None).syscall(323, 0)") < 0:
+        pytest.skip("this kernel has no userfaultfd")
+    program.do(
+        "import threading\n"
+        "def watch():\n"
+        "    last = time.monotonic()\n"
+        "    while True:\n"
+        "        time.sleep(0.001); now = time.monotonic(); held['gap'] = max(held['gap'], now - last); last = now\n"
+        "held['gap'] = 0; threading.Thread(target=watch, daemon=True).start()"
+    )
+    error = ckpt("dump", "--cgroup", workload.cgroup, "--stop", exit_code=30)["error"]
+    assert error["slug"] == "cannot-checkpoint"
+    assert "userfaultfd" in error["message"]
+    assert not workload.cgroup.is_frozen()
+    assert program.do("answer = held['gap']") < 0.5
