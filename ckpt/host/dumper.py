@@ -26,9 +26,10 @@ from ckpt.host.criu.launch import Child, Launcher, launch_child
 from ckpt.host.criu.request import DumpRequest
 from ckpt.host.criu.timens import write_instant
 from ckpt.host.criu.timers import pending_timers
-from ckpt.host.criu.worker import Notice, Worker
+from ckpt.host.criu.worker import Hooks, Notice, Worker
 from ckpt.host.criu_killing import kill_criu
 from ckpt.host.inspection import as_host_view
+from ckpt.host.kept_log import keeping_log
 from ckpt.host.operations import JournaledOperation
 from ckpt.model.checkpoint import CarriedFile, DumpOptions, DumpStatistics
 from ckpt.model.clocks import ClockTarget, PendingTimer
@@ -187,6 +188,16 @@ class CriuTreeDump:
             externals=mounts.dump_externals(external_mounts) + outside.dump_externals(outside_files),
         )
         hooks = {"pre-dump": _calling(before), "post-dump": _calling(stopped)}
+        # A full file system has no place for a log, and needs none.
+        with keeping_log(self._operation.kept("last-failed-dump.log")):
+            return self._dump(request, hooks, cgroup)
+
+    def close(self) -> None:
+        """End CRIU's process, if it still runs; safe to repeat."""
+        self._worker.close()
+        self._operation.forget_criu(self._pid)
+
+    def _dump(self, request: DumpRequest, hooks: Hooks, cgroup: str) -> DumpStatistics:
         self._at_work.cgroup = cgroup
         try:
             return engine.dump(self._worker, request, hooks).statistics
@@ -194,16 +205,11 @@ class CriuTreeDump:
             self._worker.close(CRIU_GRACE)
             # One that was killed by others could not unlock the connections.
             self._at_work.kill(lambda: None)
-            if isinstance(error, CriuError) and self._is_for_want_of_space(error, images):
-                raise self._no_space(images) from error
+            if isinstance(error, CriuError) and self._is_for_want_of_space(error, str(request.images)):
+                raise self._no_space(str(request.images)) from error
             raise
         finally:
             self._at_work.cgroup = ""
-
-    def close(self) -> None:
-        """End CRIU's process, if it still runs; safe to repeat."""
-        self._worker.close()
-        self._operation.forget_criu(self._pid)
 
     def _is_for_want_of_space(self, error: CriuError, images: str) -> bool:
         # CRIU's log is on the same file system, and may lack the line that says it.
@@ -212,7 +218,7 @@ class CriuTreeDump:
     def _no_space(self, images: str) -> NoSpace:
         needed = sum(_resident(process.pid) for process in self._tree.processes)
         return NoSpace(
-            place=os.path.dirname(images),
+            place=self._operation.kept(""),
             available_bytes=_available(images),
             needed_bytes=needed,
             option="CKPT_STATE",

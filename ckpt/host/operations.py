@@ -67,8 +67,12 @@ class JournaledOperation:
         try:
             os.mkdir(path, mode=0o700)
         except OSError as error:
-            raise _refused(self.staging, error) from error
+            raise _refused(os.path.dirname(self._directory), error) from error
         return path
+
+    def kept(self, name: str) -> str:
+        """The path of a file that outlives the operation, in the state directory; "" gives that directory."""
+        return os.path.join(os.path.dirname(os.path.dirname(self._directory)), name).rstrip("/")
 
     def guard(self) -> None:
         """Start the guardian: if this process dies before end(), it undoes what was noted, at once.
@@ -169,7 +173,7 @@ class JournaledOperation:
         try:
             journal.write_entry(self._directory, entry, sync=sync)
         except OSError as error:
-            raise _refused(self._directory, error) from error
+            raise _refused(os.path.dirname(self._directory), error) from error
         self._entry = entry
 
 

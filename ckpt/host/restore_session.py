@@ -15,6 +15,7 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from ckpt.errors import HostMismatch, RestoreFailed, WrongState
 from ckpt.host import cgroup_settings, cgroups, mounts
@@ -24,6 +25,7 @@ from ckpt.host.criu.timers import mend_timers
 from ckpt.host.criu.worker import Worker
 from ckpt.host.freezer_control import control_of
 from ckpt.host.jobs import JobRegistry, cgroup_name
+from ckpt.host.kept_log import keeping_log
 from ckpt.host.launch import RestoreHost
 from ckpt.host.operations import JournaledOperation
 from ckpt.host.process_table import all_processes, descendants
@@ -32,6 +34,8 @@ from ckpt.model.checkpoint import DumpOptions
 from ckpt.model.clocks import ClockTarget, Resumption, TimeOffsets
 from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree
 from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
+
+_LOG: Final = "last-failed-restore.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +134,8 @@ class CriuRestoreSession:
             self._undo.callback(self._close, worker)
             self._workers.append(worker)
             self._operation.note_criu(worker.pid, log=str(request.log))
-            held = engine.begin_restore(worker, request)
+            with keeping_log(self._operation.kept(_LOG)):
+                held = engine.begin_restore(worker, request)
         finally:
             for fd in substitutes:
                 os.close(fd)
@@ -148,7 +153,8 @@ class CriuRestoreSession:
             RestoreFailed: a tree could not go on; call abort(), which takes the others back.
         """
         for held in self._held:
-            held.finish()
+            with keeping_log(self._operation.kept(_LOG)):
+                held.finish()
         # The shim reaps them, and tells only as long as it has us to tell it to.
         for worker in self._workers:
             self._close(worker)

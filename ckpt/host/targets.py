@@ -53,11 +53,11 @@ class HostTargets:
             case TargetKind.PID:
                 return _resolve_pid(ref)
             case TargetKind.CGROUP:
-                directory = cgroups.find(ref.name)
+                directory = cgroups.find(ref.name) if ref.name else None
                 if directory is None:
                     raise NoSuchTarget(
                         kind="cgroup",
-                        name=ref.name,
+                        name=ref.name or "without a name",
                         remedy="Give its path in the file system, or as /proc/PID/cgroup shows it.",
                     )
                 return _resolve_cgroup(ref, directory, job=None)
@@ -116,10 +116,12 @@ def _resolve_pid(ref: TargetRef) -> Target:
         raise NoSuchTarget(kind="process", name=ref.name)
     leader = thread_group_of(stat.pid)
     if leader is not None and leader != stat.pid:
+        process = stat_of(leader)
+        called = f" ({process.name})" if process is not None else ""
         raise NoSuchTarget(
             kind="process",
             name=ref.name,
-            remedy=f"{stat.pid} is a thread of process {leader} ({stat.name}): use --pid {leader}.",
+            remedy=f"{stat.pid} is a thread of process {leader}{called}: use --pid {leader}.",
         )
     subject = f"process {stat.pid} ({stat.name})"
     table = all_processes()

@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,26 @@ class Scene:
         known = [job["name"] for job in jobs]
         assert sorted(path.name for path in _inside(self.ckpt.state / "jobs")) == known
         return [job["name"] for job in jobs if state in {"", job["state"]}]
+
+    @contextmanager
+    def stopped_at(self, phase: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+        """A ckpt that stands still at this phase, and goes on afterwards."""
+        process = self.ckpt.start(*arguments, CKPT_FAILPOINT=f"{phase}:SIGSTOP")
+        with self.going_on(process, phase):
+            yield process
+
+    @contextmanager
+    def going_on(self, process: subprocess.Popen[bytes], phase: str) -> Iterator[None]:
+        """Wait until it stands still at this phase; it goes on afterwards."""
+        await_condition(lambda: _is_stopped(process), f"ckpt to stop at {phase}")
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    def await_zombie(self, pid: int) -> None:
+        """Wait until the process has ended, whether its parent has noticed or not."""
+        await_condition(lambda: pid not in marked(self.traces.mark), f"the end of {pid}")
 
     def die_without_guardian(self, phase: str, *arguments: object) -> None:
         """Run ckpt, and have its guardian killed first, and then itself, at this phase."""

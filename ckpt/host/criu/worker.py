@@ -30,7 +30,7 @@ from ckpt.units import SECOND, Nanoseconds, Pid
 COMMIT_POINTS: Final = frozenset(("post-dump", "post-restore"))
 """A successful reply there lets CRIU end the dumped tasks, or lets the restored ones go."""
 
-START_TIMEOUT: Final = Nanoseconds(30 * SECOND)
+START_TIMEOUT: Final = Nanoseconds(10 * SECOND)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
