@@ -1,6 +1,6 @@
 """What a value must satisfy beyond the types of its fields, so that nothing hostile travels inside.
 
-Rules: F20 to F27 of images/FORMAT.md.
+Rules: F20 to F29 of images/FORMAT.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ckpt.codec.limits import CHUNK_BYTES_MAX, TAG_SERIAL_MAX
 from ckpt.codec.packed import Refused
 from ckpt.codec.records import StoreConfig, TagMark
 from ckpt.model.checkpoint import CarriedFile, Checkpoint, Chunk, ImageSet, StoredFile
+from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.units import PAGE_BYTES
 
 _MODE_BITS: Final = 0o7777
@@ -49,6 +50,14 @@ def _check_carried_file(carried: CarriedFile) -> None:
     _refuse("path", names.refuse_absolute_path(carried.path))
 
 
+def _check_cgroup(cgroup: CgroupRecord) -> None:
+    _refuse("path", names.refuse_absolute_path(cgroup.path))
+
+
+def _check_cgroup_setting(setting: CgroupSetting) -> None:
+    _refuse("name", names.refuse_component(setting.name))
+
+
 def _check_checkpoint(checkpoint: Checkpoint) -> None:
     images, trees = len(checkpoint.image_sets), len(checkpoint.workload.trees)
     if images != trees:
@@ -71,6 +80,8 @@ RULES: Final[Mapping[type[Any], Callable[[Any], None]]] = {
     StoredFile: _check_stored_file,
     ImageSet: _check_image_set,
     CarriedFile: _check_carried_file,
+    CgroupRecord: _check_cgroup,
+    CgroupSetting: _check_cgroup_setting,
     Checkpoint: _check_checkpoint,
     StoreConfig: _check_store_config,
     TagMark: _check_tag_mark,

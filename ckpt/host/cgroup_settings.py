@@ -168,6 +168,9 @@ def _record(cgroup: str, hierarchy: Hierarchy) -> CgroupRecord:
 
 def _apply(cgroup: str, hierarchy: Hierarchy, setting: CgroupSetting) -> str:
     """Write the setting back; says what was refused, or ""."""
+    known = _SETTINGS_V2 if hierarchy.version == 2 else _SETTINGS_V1
+    if setting.name not in dict(known):
+        return "not a setting that ckpt writes"
     try:
         if hierarchy.version == 2:
             _offer_controller(cgroup, hierarchy, setting.name)

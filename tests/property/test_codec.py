@@ -19,6 +19,7 @@ from ckpt.codec.objects import CONFIG, MANIFEST, RECEIPT, TAG_MARK, checkpoint_i
 from ckpt.codec.records import StoreConfig, TagMark
 from ckpt.errors import CkptError
 from ckpt.model.checkpoint import CarriedFile, Checkpoint, Chunk, ImageSet, StoredFile
+from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.store import layout
 from ckpt.store.compress import from_object, to_object
 
@@ -87,11 +88,10 @@ SPECIAL[ImageSet] = st.builds(
     files=st.lists(SPECIAL[StoredFile], max_size=2, unique_by=lambda file: file.name).map(tuple),
     statistics=values_of(typing.get_type_hints(ImageSet)["statistics"]),
 )
-SPECIAL[CarriedFile] = st.builds(
-    dataclasses.replace,
-    values_of(CarriedFile),
-    path=st.lists(components, min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts)),
-)
+paths = st.lists(components, min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
+SPECIAL[CarriedFile] = st.builds(dataclasses.replace, values_of(CarriedFile), path=paths)
+SPECIAL[CgroupSetting] = st.builds(CgroupSetting, name=components, value=texts)
+SPECIAL[CgroupRecord] = st.builds(dataclasses.replace, values_of(CgroupRecord), path=paths)
 SPECIAL[StoreConfig] = st.builds(
     StoreConfig, id=digests, chunk_bytes=st.integers(1, 4096).map(lambda pages: pages * 4096)
 )

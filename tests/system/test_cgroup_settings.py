@@ -10,7 +10,7 @@ from real.ticking import await_true, scratch_cgroup, ticking
 from ckpt.host import cgroups
 from ckpt.host.cgroup_settings import create_cgroups, record_cgroups
 from ckpt.host.cgroups import Hierarchy
-from ckpt.model.workload import CgroupSetting
+from ckpt.model.workload import CgroupRecord, CgroupSetting
 
 pytestmark = [
     pytest.mark.system,
@@ -103,6 +103,23 @@ def test_version_2_cgroups_come_back_nested_with_their_settings() -> None:
             assert cgroups.read(place + "/in", "cgroup.max.descendants") == "7"
         finally:
             await_true(lambda: cgroups.remove(place), "the cgroup can be removed")
+
+
+def test_a_setting_that_is_none_is_told_and_not_written() -> None:
+    hierarchy = cgroups.unified()
+    if hierarchy is None:
+        pytest.skip("no cgroup version 2 is mounted")
+    with ticking(1) as subject, scratch_cgroup(hierarchy) as place:
+        hostile = CgroupRecord(
+            hierarchy=hierarchy.name,
+            path=hierarchy.relative(place) + "/in",
+            settings=(CgroupSetting(name="cgroup.procs", value=str(subject.root)),),
+            members=(),
+        )
+        outcome = create_cgroups([hostile], note=lambda _: None)
+        assert outcome.made == (place + "/in",)
+        assert "not a setting" in outcome.problems[0]
+        assert cgroups.processes_below(place) == []
 
 
 def test_a_cgroup_that_is_shared_with_others_is_not_recorded() -> None:

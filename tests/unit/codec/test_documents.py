@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,6 +14,7 @@ from ckpt.codec.records import TagMark
 from ckpt.codec.shapes import shape_of
 from ckpt.errors import CkptError, FormatUnknown, ObjectCorrupt
 from ckpt.model.checkpoint import CarriedFile, Chunk, StoredFile
+from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.units import ByteCount, CheckpointId, Digest, JobName, Nanoseconds, Pid, Tag
 
 MARK = TagMark(tag=Tag("a"), serial=300, checkpoint=CheckpointId("ab" * 32))
@@ -116,3 +118,20 @@ def test_a_type_without_a_shape_is_a_bug_of_the_model() -> None:
     with pytest.raises(TypeError):
         shape_of(Strange)
     assert shape_of(Pid) is shape_of(Pid)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "where"),
+    [
+        ("/../../etc", "pids.max", "workload.cgroups[0].path"),
+        ("web", "pids.max", "workload.cgroups[0].path"),
+        ("/ckpt/web", "../cgroup.procs", "workload.cgroups[0].settings[0].name"),
+    ],
+)
+def test_a_cgroup_that_leads_out_of_its_hierarchy_is_refused(path: str, name: str, where: str) -> None:
+    plain = a_checkpoint(FILE)
+    hostile = CgroupRecord(
+        hierarchy="unified", path=path, settings=(CgroupSetting(name=name, value="1"),), members=()
+    )
+    with pytest.raises(ObjectCorrupt, match=re.escape(where)):
+        MANIFEST.encode(replace(plain, workload=replace(plain.workload, cgroups=(hostile,))))
