@@ -17,7 +17,11 @@ from ckpt.units import JobName
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job ends.")
 @click.pass_obj
 def command(call: Call, name: str, *, following: bool) -> int:
-    """Print what the job NAME wrote to its standard output (and, on stderr, to its standard error)."""
+    """Print what the job NAME wrote.
+
+    A detached job, or one with --log, has one log for both outputs; of a foreground job the standard error
+    is kept apart, and printed on stderr.
+    """
     wiring.require_root("ckpt logs")
     registry = wiring.jobs()
     job = JobName(name)
