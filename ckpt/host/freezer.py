@@ -10,6 +10,7 @@ Source: decisions/0005; Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze"
 
 from __future__ import annotations
 
+import time
 from typing import Final, Protocol
 
 from ckpt.errors import FeatureMissing, FreezeTimeout, WrongState
@@ -21,6 +22,9 @@ from ckpt.units import SECOND, Nanoseconds
 
 FREEZE_AGAIN_TIMEOUT: Final = Nanoseconds(5 * SECOND)
 """The tasks were frozen a moment ago, and CRIU has let go of them."""
+
+CONFIRM_TIMEOUT: Final = Nanoseconds(SECOND)
+_LOOK_AGAIN_S: Final = 0.0005
 
 
 class FreezeJournal(Protocol):
@@ -86,9 +90,20 @@ class CgroupFreezer:
             raise
 
     def is_frozen(self) -> bool:
-        """Whether the kernel says that every task of the cgroup is stopped."""
+        """Whether the kernel says that every task of the cgroup is stopped.
+
+        Tasks that CRIU has just let go are on their way: told to freeze, they run no more, but it takes a moment
+        until the kernel says so; and longer where one of them is dying.
+        """
         control = control_of(self._cgroup)
-        return control is not None and control.held() and control.frozen()
+        patience_ends = time.monotonic_ns() + CONFIRM_TIMEOUT
+        while control is not None and control.held():
+            if control.frozen() or not cgroups.processes_below(self._cgroup):
+                return True
+            if time.monotonic_ns() > patience_ends:
+                return False
+            time.sleep(_LOOK_AGAIN_S)
+        return False
 
     def thaw(self) -> None:
         """Let every task go on, or as it was found if somebody else had it frozen; safe to repeat."""
