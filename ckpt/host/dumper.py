@@ -39,6 +39,7 @@ from ckpt.units import MILLISECOND, Nanoseconds, Pid
 CRIU_GRACE: Final = Nanoseconds(300 * MILLISECOND)
 """For a dump that was given up: CRIU notices at its next notification, and rolls back by itself."""
 
+_LOG: Final = "last-failed-dump.log"
 _IMAGE_SUFFIX: Final = ".img"
 _NO_SPACE: Final = "No space left on device"
 _NOTHING: Final = 64 * 1024
@@ -70,7 +71,8 @@ class CriuDumper:
         if tree.owns("mnt") and kdat.is_useful():
             launcher = kdat.KernelCache(directory=self._state).launcher(self._criu, launch_child)
         at_work = _AtWork(log=f"{operation.staging}/{tree.root}/dump.log")
-        worker = Worker.start(self._criu, launcher=at_work.launched_by(launcher))
+        with keeping_log(operation.kept(_LOG)):
+            worker = Worker.start(self._criu, launcher=at_work.launched_by(launcher))
         return CriuTreeDump(worker, operation, tree, at_work)
 
     def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:
@@ -189,7 +191,7 @@ class CriuTreeDump:
         )
         hooks = {"pre-dump": _calling(before), "post-dump": _calling(stopped)}
         # A full file system has no place for a log, and needs none.
-        with keeping_log(self._operation.kept("last-failed-dump.log")):
+        with keeping_log(self._operation.kept(_LOG)):
             return self._dump(request, hooks, cgroup)
 
     def close(self) -> None:

@@ -126,11 +126,12 @@ class CriuRestoreSession:
             shell_job=options.shell_job,
         )
         try:
-            worker = Worker.start(
-                self._criu,
-                launcher=self._host.launcher(private_root=private_root),
-                kept_fds=(namespace.fd, *substitutes),
-            )
+            with keeping_log(self._operation.kept(_LOG)):
+                worker = Worker.start(
+                    self._criu,
+                    launcher=self._host.launcher(private_root=private_root),
+                    kept_fds=(namespace.fd, *substitutes),
+                )
             self._undo.callback(self._close, worker)
             self._workers.append(worker)
             self._operation.note_criu(worker.pid, log=str(request.log))
