@@ -13,7 +13,7 @@
     ├── CriuError         20-29  CRIU refused: the cause, a remedy, the lines of its log that say so
     │   ├── DumpFailed 21, RestoreFailed 22, CriuStuck 23, CriuDied 24
     ├── Incompatible      30-39  carries the list of reasons
-    │   ├── CannotCheckpoint 30, HostMismatch 31, FilesChanged 32
+    │   ├── CannotCheckpoint 30 (NotNow), HostMismatch 31, FilesChanged 32
     ├── StoreError        40-49
     │   ├── StoreUnusable 40, ObjectMissing 41, ObjectCorrupt 42, FormatUnknown 43
     ├── ConflictError     60-69
@@ -302,6 +302,14 @@ class CannotCheckpoint(Incompatible):
     exit_code = 30
     sentence = "{target} cannot be checkpointed: {reasons}."
     target: str
+
+
+class NotNow(CannotCheckpoint):
+    """The target cannot be checkpointed at this very moment; it was tried several times."""
+
+    slug = "not-now"
+    sentence = "{target} cannot be checkpointed at this moment: {reasons}."
+    hint = "Nothing was done to it; try again."
 
 
 class HostMismatch(Incompatible):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from ckpt.errors import DumpFailed, NoSuchTarget, ObjectMissing, WrongState
+from ckpt.errors import DumpFailed, NoSuchTarget, NotNow, ObjectMissing, WrongState
 from ckpt.flow.ports import (
     Clock,
     Dumper,
@@ -35,8 +35,8 @@ from ckpt.model.target import Target, TargetRef
 from ckpt.model.workload import ExternalMount, OutsideFile, Tree
 from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid, Tag
 
-ATTEMPTS_MAX: Final = 3
-"""How often a dump begins anew when a tree's root ended between the look-up and the freeze."""
+ATTEMPTS_MAX: Final = 6
+"""How often a dump begins anew when the freeze hit the workload at a moment that cannot be dumped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +184,10 @@ class _Dump:
             try:
                 self.freezer.prepare()
                 self._dump_trees(survey, started)
+            except NotNow:
+                self.freezer.thaw()
+                if attempt == ATTEMPTS_MAX - 1:
+                    raise
             except _RootEndedError:
                 self.freezer.thaw()
                 if attempt == ATTEMPTS_MAX - 1:

@@ -49,7 +49,7 @@ class Operation(Protocol):
         """An empty directory on disk, removed with the operation."""
 
     def directory(self, name: str) -> str:
-        """Make an empty directory in `staging`; gives its path."""
+        """Make an empty directory in `staging`, in place of an earlier one; gives its path."""
 
     def note_phase(self, phase: str) -> None:
         """Note how far the operation has come."""
@@ -162,6 +162,7 @@ class Inspector(Protocol):
 
         Raises:
             CannotCheckpoint: what was found would fail.
+            NotNow: it would fail at this very moment, and may not after the workload went on.
         """
 
     def describe(self, view: FrozenView, target: Target) -> Workload:

@@ -58,13 +58,15 @@ class JournaledOperation:
         return self._directory + "/staging"
 
     def directory(self, name: str) -> str:
-        """Make an empty directory in `staging`; gives its path.
+        """Make an empty directory in `staging`, in place of one of an earlier attempt; gives its path.
 
         Raises:
             NoSpace, OsRefused: it cannot be made.
         """
         path = f"{self.staging}/{name}"
         try:
+            if os.path.isdir(path):
+                shutil.rmtree(path)
             os.mkdir(path, mode=0o700)
         except OSError as error:
             raise _refused(os.path.dirname(self._directory), error) from error

@@ -155,7 +155,9 @@ class Server(Program):
         self._put: dict[str, str] = {}
 
     def command(self) -> list[str]:
-        return [installed("node"), str(FOLDER / "server.js"), str(self.log.path), str(self._port)]
+        # Some builds of node use io_uring, which CRIU cannot dump, unless told not to.
+        options = [str(FOLDER / "server.js"), str(self.log.path), str(self._port)]
+        return ["/usr/bin/env", "UV_USE_IO_URING=0", installed("node"), *options]
 
     def await_ready(self) -> None:
         super().await_ready()

@@ -6,8 +6,8 @@ import pytest
 from fakes import world as fake
 from fakes.values import a_tree
 
-from ckpt.errors import DumpFailed, NoSuchTarget, UndoError, WrongState
-from ckpt.flow.dump import DumpCall, DumpPorts, dump
+from ckpt.errors import DumpFailed, NoSuchTarget, NotNow, UndoError, WrongState
+from ckpt.flow.dump import ATTEMPTS_MAX, DumpCall, DumpPorts, dump
 from ckpt.model.checkpoint import DumpOptions
 from ckpt.model.target import TargetRef
 from ckpt.model.workload import TargetKind
@@ -128,6 +128,33 @@ def test_a_target_that_replaces_its_root_all_the_time_is_given_up_and_runs_on() 
     with pytest.raises(WrongState, match="root process"):
         dump(call(), ports(world))
     assert not world.frozen
+
+
+@pytest.mark.parametrize(("moments", "dumped"), [(2, True), (99, False)])
+def test_a_moment_that_cannot_be_dumped_is_waited_out_with_the_workload_running(
+    moments: int, *, dumped: bool
+) -> None:
+    world = fake.World()
+
+    class Busy(fake.FakeInspector):
+        left = moments
+
+        def confirm(self, survey: fake.FakeView, cgroup: str, *, tcp_established: bool) -> fake.FakeView:
+            self.left -= 1
+            if self.left >= 0:
+                raise NotNow(target="job web", reasons=("process 100 is just starting a program",))
+            return super().confirm(survey, cgroup, tcp_established=tcp_established)
+
+    busy = DumpPorts(**{**_fields(ports(world)), "inspector": Busy(world)})
+    if dumped:
+        dump(call(), busy)
+    else:
+        with pytest.raises(NotNow, match="at this moment"):
+            dump(call(), busy)
+    assert world.journal.count("freeze") == min(moments + 1, ATTEMPTS_MAX)
+    assert world.journal.count("thaw") >= world.journal.count("freeze")
+    assert not world.frozen
+    assert world.criu_running == 0
 
 
 def test_a_target_that_ends_while_it_is_frozen_is_named() -> None:

@@ -100,7 +100,18 @@ def test_a_wrong_call_is_2(ckpt: Ckpt, words: list[str], slug: str) -> None:
 )
 def test_who_is_not_root_is_told_so(ckpt: Ckpt, command: list[str]) -> None:
     done = subprocess.run(
-        ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", PROGRAM, "--json", *command],
+        [
+            "setpriv",
+            f"--reuid={NOBODY}",
+            f"--regid={NOBODY}",
+            "--clear-groups",
+            # The checkout may lie where only root can read.
+            "--inh-caps=+dac_read_search",
+            "--ambient-caps=+dac_read_search",
+            PROGRAM,
+            "--json",
+            *command,
+        ],
         capture_output=True,
         text=True,
         env=ckpt.environ({}),

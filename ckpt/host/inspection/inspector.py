@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
 
-from ckpt.errors import CannotCheckpoint
+from ckpt.errors import CannotCheckpoint, NotNow
 from ckpt.host import cgroup_settings, cgroups
 from ckpt.host.clock import HostClock
 from ckpt.host.criu import engine
@@ -114,6 +114,7 @@ class HostInspector:
 
         Raises:
             CannotCheckpoint: what was found would fail.
+            NotNow: it would fail at this very moment.
         """
         if not isinstance(survey, HostSurvey):
             raise TypeError(survey)
@@ -121,7 +122,10 @@ class HostInspector:
         clocks = self._clock.read()
         locks = filelocks.start_reading()
         taken = snapshot.take(cgroups.processes_below(cgroup), cgroup, survey.snapshot)
-        _refuse(survey.target, reasons_at_freeze(taken, tcp_established=tcp_established))
+        found = reasons_at_freeze(taken, tcp_established=tcp_established)
+        _refuse(survey.target, found.lasting)
+        if found.passing:
+            raise NotNow(target=str(survey.target.ref), reasons=found.passing)
         files = records.held_files(hold for each in taken.holdings.values() for hold in each.holds)
         return HostView(
             clocks=clocks,

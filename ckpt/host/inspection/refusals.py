@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from ckpt.host.inspection import refused_files, refused_sockets
@@ -31,20 +32,31 @@ _NOT_NESTED: Final = ("cgroup", "pid", "user", "ipc", "uts", "mnt", "net", "time
 _VFORK_WAITS_IN: Final = frozenset(("kernel_clone", "wait_for_vfork_done"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtFreeze:
+    """What was found: what lasts, and what is over as soon as the workload goes on for a moment."""
+
+    lasting: tuple[str, ...]
+    passing: tuple[str, ...]
+
+
 def lasting_reasons(snapshot: Snapshot) -> tuple[str, ...]:
     """What speaks against a dump of what was read while it runs, and will not pass by itself."""
     return tuple(dict.fromkeys([*_reasons(snapshot), *_costly_reasons(snapshot)]))
 
 
-def reasons_at_freeze(snapshot: Snapshot, *, tcp_established: bool) -> tuple[str, ...]:
+def reasons_at_freeze(snapshot: Snapshot, *, tcp_established: bool) -> AtFreeze:
     """What speaks against a dump of what was read under the freeze.
 
     Args:
         snapshot: What was read.
         tcp_established: Whether open TCP connections are dumped with it.
     """
-    return tuple(
-        dict.fromkeys([*_reasons(snapshot), *_passing_reasons(snapshot, tcp_established=tcp_established)])
+    sockets = refused_sockets.tcp_sockets(snapshot)
+    connections = () if tcp_established else refused_sockets.about_connections(sockets)
+    return AtFreeze(
+        lasting=tuple(dict.fromkeys([*_reasons(snapshot), *connections])),
+        passing=tuple(dict.fromkeys([*refused_sockets.about_backlogs(sockets), *_about_vfork(snapshot)])),
     )
 
 
@@ -72,11 +84,6 @@ def _costly_reasons(snapshot: Snapshot) -> Iterator[str]:
     for tree in snapshot.trees:
         yield from refused_files.about_mounts(tree, snapshot)
     yield from refused_sockets.about_protocols(snapshot)
-
-
-def _passing_reasons(snapshot: Snapshot, *, tcp_established: bool) -> Iterator[str]:
-    yield from refused_sockets.about_connections(snapshot, tcp_established=tcp_established)
-    yield from _about_vfork(snapshot)
 
 
 def _about_process(facts: ProcessFacts, *, unlimited: bool) -> Iterator[str]:
@@ -150,7 +157,7 @@ def _about_vfork(snapshot: Snapshot) -> Iterator[str]:
         if maps and any(snapshot.holdings[child].maps_text == maps for child in children):
             for thread in facts.process.threads:
                 if _wait_of(thread) in _VFORK_WAITS_IN:
-                    yield f"{facts.label} is just starting a program (thread {thread}): try again in a moment"
+                    yield f"{facts.label} is just starting a program (thread {thread})"
 
 
 def _wait_of(thread: Pid) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from ckpt.host.inspection.processes import ProcessFacts
@@ -38,14 +39,25 @@ def about_protocols(snapshot: Snapshot) -> Iterator[str]:
                 yield f"{facts.label} holds fd {fd}, a socket of {name}{_NOT_DUMPABLE[name]}"
 
 
-def about_connections(snapshot: Snapshot, *, tcp_established: bool) -> Iterator[str]:
-    """TCP connections of the workload that cannot be dumped as they are now."""
+@dataclass(frozen=True, slots=True)
+class TcpSocket:
+    """A TCP socket of the workload: who holds it, by which descriptor, and its row in /proc/PID/net/tcp."""
+
+    facts: ProcessFacts
+    fd: str
+    state: str
+    queues: str
+
+
+def tcp_sockets(snapshot: Snapshot) -> tuple[TcpSocket, ...]:
+    """The TCP sockets of the workload, each network namespace's tables read once."""
     sockets = _sockets(snapshot)
     if not sockets:
-        return
+        return ()
     namespaces = {
         facts.namespaces["net"]: pid for pid, facts in snapshot.processes.items() if not facts.ended
     }
+    found: list[TcpSocket] = []
     for pid in namespaces.values():
         for table in ("tcp", "tcp6"):
             with suppress(OSError), open(f"/proc/{pid}/net/{table}", encoding="ascii") as stream:
@@ -53,19 +65,26 @@ def about_connections(snapshot: Snapshot, *, tcp_established: bool) -> Iterator[
                 for line in stream:
                     _, _, _, state, queues, _, _, _, _, inode, *_ = line.split()
                     if inode in sockets:
-                        yield from _about(*sockets[inode], state, queues, tcp_established=tcp_established)
+                        found.append(TcpSocket(*sockets[inode], state, queues))
+    return tuple(found)
 
 
-def _about(facts: ProcessFacts, fd: str, state: str, queues: str, *, tcp_established: bool) -> Iterator[str]:
-    if state == _LISTENS:
-        # Of a listening socket the second number counts the connections that wait to be accepted.
-        if int(queues.partition(":")[2], 16):
-            yield f"{facts.label} has not accepted a connection at fd {fd} yet: try again in a moment"
-    elif state != _CLOSED and not tcp_established:
-        yield (
-            f"{facts.label} holds fd {fd}, an open TCP connection: give --tcp-established, "
-            "which freezes the connection with it, or let it be closed first"
-        )
+def about_connections(sockets: tuple[TcpSocket, ...]) -> Iterator[str]:
+    """Open connections, which a dump takes along only when told to."""
+    for socket in sockets:
+        if socket.state not in (_LISTENS, _CLOSED):
+            yield (
+                f"{socket.facts.label} holds fd {socket.fd}, an open TCP connection: give --tcp-established, "
+                "which freezes the connection with it, or let it be closed first"
+            )
+
+
+def about_backlogs(sockets: tuple[TcpSocket, ...]) -> Iterator[str]:
+    """Connections that wait to be accepted: they pass, as the program goes on."""
+    for socket in sockets:
+        # Of a listening socket the second number counts them.
+        if socket.state == _LISTENS and int(socket.queues.partition(":")[2], 16):
+            yield f"{socket.facts.label} has not accepted a connection at fd {socket.fd} yet"
 
 
 def _sockets(snapshot: Snapshot) -> Sockets:

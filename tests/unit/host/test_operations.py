@@ -266,3 +266,12 @@ def test_what_cannot_be_undone_stays_in_the_journal_and_the_rest_is_undone(
 
 def _start_ticks(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def test_a_directory_of_an_earlier_attempt_is_made_anew_and_empty(tmp_path: Path) -> None:
+    operation = JournaledOperations(str(tmp_path)).begin("a dump that begins anew")
+    first = Path(operation.directory("100"))
+    (first / "dump.log").write_text("of the first attempt")
+    assert Path(operation.directory("100")) == first
+    assert list(first.iterdir()) == []
+    operation.end()
