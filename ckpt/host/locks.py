@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from ckpt.errors import Locked, NoSpace, OsRefused
+from ckpt.host.process_table import process_ref
 from ckpt.units import MILLISECOND, Nanoseconds
 
 _PATIENCE: Final = Nanoseconds(200 * MILLISECOND)
@@ -83,7 +84,7 @@ def _acquire(path: str, subject: str) -> int:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
             os.close(fd)
             # Who is named has died or has not come to write its name: somebody is about to let go, or sweeps.
-            if not (holder.isdecimal() and os.path.exists(f"/proc/{holder}")):
+            if not (holder.isdecimal() and process_ref(int(holder)) is not None):
                 if time.monotonic_ns() < patience_ends:
                     os.sched_yield()
                     continue

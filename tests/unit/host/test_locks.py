@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from ckpt.host import locks
 
 HOLDER = """
 import sys
+import threading
 from ckpt.host.locks import exclusive
 with exclusive(sys.argv[1], ["web"], subject="web"):
     print("held", flush=True)
@@ -50,3 +54,20 @@ def test_what_a_dead_holder_left_locks_nobody_and_is_swept(tmp_path: Path) -> No
     locks.sweep(str(tmp_path))
     locks.sweep(str(tmp_path / "none"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_is_being_swept_after_a_holder_that_nobody_has_reaped_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    dead = hold(tmp_path)
+    dead.kill()
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # a zombie: its pid still leads to it
+    swept = os.open(tmp_path / "web", os.O_RDWR)
+    fcntl.flock(swept, fcntl.LOCK_EX)
+    letting_go = threading.Timer(0.05, os.close, [swept])
+    letting_go.start()
+    with locks.exclusive(str(tmp_path), ["web"], subject="job web"):
+        pass
+    letting_go.join()
+    with dead:
+        pass
