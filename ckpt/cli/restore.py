@@ -38,7 +38,8 @@ from ckpt.units import JobName, milliseconds
     type=click.Choice([policy.value for policy in InodePolicy]),
     default=InodePolicy.KEEP.value,
     show_default=True,
-    help="What to do about files whose inode or content changed.",
+    help="What to do about files that changed. verify refuses any change, of the inode number too; keep refuses "
+    "changed content, and warns of new numbers, which it cannot keep yet; ignore leaves it to CRIU.",
 )
 @click.option(
     "--pids",

@@ -145,9 +145,11 @@ def _judge_files(
     if not moved:
         return (), ()
     named = ", ".join(moved[:3]) + (" …" if len(moved) > 3 else "")
-    return changes, (
-        f"{len(moved)} file(s) have another inode than the workload saw, and it will see the new one: {named}",
+    warning = (
+        f"inode numbers cannot be kept yet: {len(moved)} file(s) have another inode than the workload saw, "
+        f"and it will see the new one: {named}"
     )
+    return changes, (warning,)
 
 
 def _fetch(checkpoint: Checkpoint, operation: Operation, store: Store) -> None:
