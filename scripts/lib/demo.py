@@ -28,6 +28,7 @@ CKPT = Path(sys.executable).with_name("ckpt")
 SUBJECT = Path(__file__).parents[2] / "images/subjects/tree.py"
 ALARM_S = 6
 AWAY_S = 3
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE_S = 30
 RECORD_BYTES = 22
 
@@ -40,8 +41,8 @@ class DemoError(Exception):
 
 def main() -> int:
     """Tell the story; the exit code says whether it ended well."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for number in ENDING_SIGNALS:
+        signal.signal(number, INTERRUPTION.come)
     # The default local store, whatever the caller's shell is set to.
     for variable in ("CKPT_STORE", "CKPT_STATE"):
         os.environ.pop(variable, None)
@@ -57,6 +58,56 @@ def main() -> int:
         print("\nscripts/demo: interrupted; the job and its checkpoints are removed.", file=sys.stderr)
         return 130
     return 0
+
+
+class Interruption:
+    """Raises KeyboardInterrupt for a signal; not while a command is being started, but right after.
+
+    Popen() that is interrupted leaves a child that nobody knows, and that runs on.
+    """
+
+    def __init__(self) -> None:
+        self._held = False
+        self._came = False
+
+    def come(self, *_: object) -> None:
+        """Handle a signal."""
+        if not self._held:
+            raise KeyboardInterrupt
+        self._came = True
+
+    def start(self, command: list[str]) -> subprocess.Popen[str]:
+        """Start a command whose output is read."""
+        self._held = True
+        try:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        finally:
+            self._held = False
+
+    def await_end(self, process: subprocess.Popen[str]) -> str:
+        """What the command wrote; one that is interrupted undoes what it had begun before this ends."""
+        try:
+            self._raise_what_came()
+            output, errors = process.communicate()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+        return output + errors
+
+    def _raise_what_came(self) -> None:
+        if self._came:
+            self._came = False
+            raise KeyboardInterrupt
+
+
+INTERRUPTION = Interruption()
 
 
 class Job:
@@ -200,7 +251,7 @@ def a_job() -> Iterator[Job]:
         raise
     finally:
         # Ctrl-C once more must not leave half of it behind.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in ENDING_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         remove(name, folder)
 
@@ -223,14 +274,12 @@ def show(*words: str) -> None:
         DemoError: it failed.
     """
     print(f"\n   $ ckpt {shlex.join(words)}", flush=True)
-    done = subprocess.run(
-        [CKPT, *words], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    for line in (done.stdout + done.stderr).splitlines():
+    process = INTERRUPTION.start([CKPT, *words])
+    for line in INTERRUPTION.await_end(process).splitlines():
         print(f"   {line}")
     print(flush=True)
-    if done.returncode:
-        raise DemoError(f"'ckpt {words[0]}' ended with exit code {done.returncode}")
+    if process.returncode:
+        raise DemoError(f"'ckpt {words[0]}' ended with exit code {process.returncode}")
 
 
 def ask(*words: str) -> dict[str, Any]:
