@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from abc import ABC, abstractmethod
 from enum import StrEnum
 from functools import cache
 from typing import Any, Final, Protocol
@@ -71,7 +72,7 @@ def _expect(kind: type, plain: object) -> None:
         raise Refused(f"{found} where {type_names[kind]} belongs")
 
 
-class _Scalar:
+class _Scalar(ABC):
     def write(self, value: Any) -> Plain:
         plain: Plain = value
         return plain
@@ -79,8 +80,9 @@ class _Scalar:
     def read(self, reader: Reader) -> Any:
         return self.accept(reader.scalar())
 
+    @abstractmethod
     def accept(self, plain: Scalar) -> Any:
-        raise NotImplementedError
+        """The value that the plain one stands for."""
 
 
 class _Flag(_Scalar):
