@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from harness.cgroups import Cgroup
 from harness.processes import MARK, describe, reap_in_background
 from harness.ticks import TickLog
@@ -155,12 +156,18 @@ class Server(Program):
         self._put: dict[str, str] = {}
 
     def command(self) -> list[str]:
-        # Some builds of node use io_uring, which CRIU cannot dump, unless told not to.
+        # Some builds of node use io_uring, which CRIU cannot dump, unless told not to; see await_ready().
         options = [str(FOLDER / "server.js"), str(self.log.path), str(self._port)]
         return ["/usr/bin/env", "UV_USE_IO_URING=0", installed("node"), *options]
 
     def await_ready(self) -> None:
         super().await_ready()
+        # As a job it is the child of the init.
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        held = [fd for pid in (self.pid, *children) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+        if any(os.readlink(fd) == "anon_inode:[io_uring]" for fd in held):
+            # libuv 1.49 and later opens a ring for epoll whatever UV_USE_IO_URING says (Debian 13's node).
+            pytest.skip("this node holds io_uring, which CRIU cannot dump")
         for number in range(10):
             self._ask("PUT", f"/key{number}", f"value {number}")
         self._last = self._ask("GET", "/")
