@@ -1,4 +1,4 @@
-"""Calls and ports for the scenario tests of the restore."""
+"""Calls and ports for the scenario tests."""
 
 from __future__ import annotations
 
@@ -27,18 +27,22 @@ def dumped_world(trees: tuple[Tree, ...] | None = None) -> fake.World:
             options=DumpOptions(),
             freeze_timeout=Nanoseconds(10 * SECOND),
         ),
-        DumpPorts(
-            clock=fake.FakeClock(world),
-            operations=fake.FakeOperations(world),
-            targets=fake.FakeTargets(world),
-            inspector=fake.FakeInspector(world),
-            dumper=fake.FakeDumper(world),
-            store=fake.FakeStore(world),
-            jobs=fake.FakeJobs(world),
-        ),
+        dump_ports(world),
     )
     world.journal.clear()
     return world
+
+
+def dump_ports(world: fake.World) -> DumpPorts:
+    return DumpPorts(
+        clock=fake.FakeClock(world),
+        operations=fake.FakeOperations(world),
+        targets=fake.FakeTargets(world),
+        inspector=fake.FakeInspector(world),
+        dumper=fake.FakeDumper(world),
+        store=fake.FakeStore(world),
+        jobs=fake.FakeJobs(world),
+    )
 
 
 def restore_call(*, inodes: InodePolicy = InodePolicy.KEEP, new_pids: bool = False) -> RestoreCall:

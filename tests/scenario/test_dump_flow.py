@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fakes import world as fake
+from fakes.calls import dump_ports as ports
 from fakes.values import a_tree
 
 from ckpt.errors import DumpFailed, NoSuchTarget, NotNow, UndoError, WrongState
@@ -23,18 +24,6 @@ def call(*, stop: bool = False, tcp: bool = False) -> DumpCall:
         stop=stop,
         options=DumpOptions(tcp_established=tcp),
         freeze_timeout=Nanoseconds(10 * SECOND),
-    )
-
-
-def ports(world: fake.World) -> DumpPorts:
-    return DumpPorts(
-        clock=fake.FakeClock(world),
-        operations=fake.FakeOperations(world),
-        targets=fake.FakeTargets(world),
-        inspector=fake.FakeInspector(world),
-        dumper=fake.FakeDumper(world),
-        store=fake.FakeStore(world),
-        jobs=fake.FakeJobs(world),
     )
 
 
