@@ -155,12 +155,12 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(
         r"(?:send_fds failed \(-22\)|Can't retrieve FDs from socket)",
         "it uses io_uring, which cannot be saved",
-        "Run it without io_uring (programs on libuv: UV_USE_IO_URING=0).",
+        "Run it without io_uring (libuv: UV_USE_IO_URING=0, or else sysctl kernel.io_uring_disabled=2).",
     ),
     _row(
         r"anon_inode:\[io_uring\]",
         "it uses io_uring, which cannot be saved",
-        "Run it without io_uring (programs on libuv: UV_USE_IO_URING=0).",
+        "Run it without io_uring (libuv: UV_USE_IO_URING=0, or else sysctl kernel.io_uring_disabled=2).",
     ),
     _row(
         r"/secretmem",

@@ -75,7 +75,7 @@ def about_mounts(tree: Tree, snapshot: Snapshot) -> Iterator[str]:
 def advice(name: str) -> str:
     """How a sentence about something that CRIU does not know goes on."""
     if "io_uring" in name:
-        return ": run it without io_uring (for libuv, UV_USE_IO_URING=0)"
+        return ": run it without io_uring (for libuv UV_USE_IO_URING=0, or where that does not help sysctl kernel.io_uring_disabled=2)"
     return ", which CRIU cannot dump"
 
 
