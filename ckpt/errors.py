@@ -15,7 +15,7 @@
     ├── Incompatible      30-39  carries the list of reasons
     │   ├── CannotCheckpoint 30 (NotNow), HostMismatch 31, FilesChanged 32
     ├── StoreError        40-49
-    │   ├── StoreUnusable 40, ObjectMissing 41, ObjectCorrupt 42, FormatUnknown 43
+    │   ├── StoreUnusable 40 (WrongKey), ObjectMissing 41, ObjectCorrupt 42, FormatUnknown 43, Untrusted 44
     ├── ConflictError     60-69
     │   ├── Locked 61, WrongState 62, NoSuchTarget 63
     ├── UndoError           90   an operator must look
@@ -352,6 +352,13 @@ class StoreUnusable(StoreError):
     remedy: str = ""
 
 
+class WrongKey(StoreUnusable):
+    """The key does not open the encrypted store, or none was given."""
+
+    slug = "wrong-key"
+    sentence = "The store {place} is encrypted, and {reason}."
+
+
 class ObjectMissing(StoreError):
     """The store has no such thing."""
 
@@ -386,6 +393,18 @@ class FormatUnknown(StoreError):
     sentence = "{subject} cannot be read: {reason}."
     hint = "{remedy}"
     subject: str
+    reason: str
+    remedy: str = ""
+
+
+class Untrusted(StoreError):
+    """Nobody whom this host trusts has signed the checkpoint: restoring it would run somebody's code as root."""
+
+    slug = "untrusted"
+    exit_code = 44
+    sentence = "The checkpoint {checkpoint} is not trusted: {reason}."
+    hint = "{remedy}"
+    checkpoint: str
     reason: str
     remedy: str = ""
 
