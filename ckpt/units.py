@@ -33,6 +33,9 @@ SECOND: Final = Nanoseconds(1_000_000_000)
 PAGE_BYTES: Final = 4096
 """CRIU's page size on x86-64 and on arm64 with 4 KiB pages."""
 
+CHUNK_BYTES: Final = 4096
+"""The unit of deduplication: a page of memory, or as much of any other file; part of the format (F32)."""
+
 
 def milliseconds(duration: Nanoseconds) -> float:
     """The duration in milliseconds, rounded to the microsecond, as the JSON output gives it."""

@@ -1,6 +1,7 @@
 """One call of ckpt: what the options before the command say, and the class of every command.
 
-Rules: --json, -v, -q and --store count before and after the command. Every command has an example; the class demands it.
+Rules: --json, -v, -q, --store and the key's source count before and after the command. Every command has an
+example; the class demands it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,21 @@ class Call:
     store: str = DEFAULT_STORE
     json: bool = False
     verbosity: Verbosity = Verbosity.NORMAL
+    key_file: str | None = None
+    key_command: str | None = None
+    _key_option: str | None = None
+
+    def take_key(self, option: str, value: str) -> None:
+        """Take the source of the key from the option "key_file" or "key_command"; the environment's is dropped.
+
+        Raises:
+            UsageError: the other one was given as an option, too.
+        """
+        if self._key_option not in {None, option}:
+            raise usage("--key-file and --key-command exclude each other.")
+        self._key_option = option
+        self.key_file = value if option == "key_file" else None
+        self.key_command = value if option == "key_command" else None
 
     @property
     def output(self) -> Output:
@@ -50,27 +66,7 @@ class Command(click.Command):
         """Take click's own arguments, and the example: a whole command line."""
         super().__init__(*arguments, **attributes)
         self.example = example
-        self.params.append(
-            click.Option(
-                ["--json"],
-                is_flag=True,
-                expose_value=False,
-                callback=_set_json,
-                # Before anything that may fail, so that its failure is told in JSON too.
-                is_eager=True,
-                help="Print one JSON document.",
-            )
-        )
-        # What may stand before the command may stand after it; the help tells it there.
-        self.params += [
-            click.Option(
-                ["-v", "--verbose"], is_flag=True, expose_value=False, hidden=True, callback=_set_verbose
-            ),
-            click.Option(
-                ["-q", "--quiet"], is_flag=True, expose_value=False, hidden=True, callback=_set_quiet
-            ),
-            click.Option(["--store"], expose_value=False, hidden=True, callback=_set_store),
-        ]
+        self.params += options_of_ckpt()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write the example."""
@@ -83,6 +79,28 @@ def make_command(
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """Make the function a command of this name."""
     return click.command(name, cls=Command, example=example, **attributes)
+
+
+def options_of_ckpt() -> list[click.Parameter]:
+    """What may stand before the command may stand after it; but for --json, the help tells it there."""
+    return [
+        click.Option(
+            ["--json"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_json,
+            # Before anything that may fail, so that its failure is told in JSON too.
+            is_eager=True,
+            help="Print one JSON document.",
+        ),
+        click.Option(
+            ["-v", "--verbose"], is_flag=True, expose_value=False, hidden=True, callback=_set_verbose
+        ),
+        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, hidden=True, callback=_set_quiet),
+        click.Option(["--store"], expose_value=False, hidden=True, callback=_set_store),
+        click.Option(["--key-file"], expose_value=False, hidden=True, callback=_set_key),
+        click.Option(["--key-command"], expose_value=False, hidden=True, callback=_set_key),
+    ]
 
 
 def _set_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001
@@ -109,6 +127,12 @@ def _set_store(context: click.Context, _parameter: click.Parameter, value: str |
     call = context.find_object(Call)
     if value is not None and call is not None:
         call.store = value
+
+
+def _set_key(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    call = context.find_object(Call)
+    if value is not None and call is not None:
+        call.take_key(str(parameter.name), value)
 
 
 def usage(problem: str) -> click.UsageError:

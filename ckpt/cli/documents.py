@@ -22,7 +22,7 @@ from ckpt.model.reports import (
     VerifyReport,
 )
 from ckpt.model.workload import Tree
-from ckpt.units import SECOND, Nanoseconds, milliseconds
+from ckpt.units import CHUNK_BYTES, SECOND, Nanoseconds, milliseconds
 
 
 def rfc3339(realtime: Nanoseconds) -> str:
@@ -169,7 +169,7 @@ def _image_set(images: ImageSet) -> dict[str, Any]:
         "image_bytes": images.image_bytes,
         "statistics": plain(images.statistics),
         "files": [
-            {"name": file.name, "size_bytes": file.size_bytes, "chunks": len(file.chunks)}
+            {"name": file.name, "size_bytes": file.size_bytes, "chunks": -(-file.size_bytes // CHUNK_BYTES)}
             for file in images.files
         ],
     }

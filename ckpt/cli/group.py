@@ -1,16 +1,18 @@
-"""`ckpt` itself: the options before the command, and the commands, each in a module that is imported when used.
+"""`ckpt` itself: the options before the command, and the table of the commands.
 
-Rule: `ckpt --help` and `ckpt --version` import nothing but click and this package's small modules.
+Rule: `ckpt --help` and `ckpt --version` import nothing but click and this package's small modules. How to add a
+command, or a group of them: lazy.py.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from ckpt.cli.call import DEFAULT_STORE, Call, Verbosity
+from ckpt.cli.lazy import LazyGroup
 
 COMMANDS: Final = {
     "run": ("ckpt.cli.run", "Start a command as a job."),
@@ -26,42 +28,29 @@ COMMANDS: Final = {
     "verify": ("ckpt.cli.verify", "Read checkpoints whole and check every byte."),
     "tag": ("ckpt.cli.tag", "Give a checkpoint a name of its own."),
     "rm": ("ckpt.cli.rm", "Remove checkpoints and free their space."),
+    "prune": ("ckpt.cli.prune", "Remove the checkpoints that a retention policy does not keep."),
+    "push": ("ckpt.cli.push", "Copy a checkpoint into another store."),
+    "pull": ("ckpt.cli.pull", "Copy a checkpoint of another store into this one."),
+    "export": ("ckpt.cli.export", "Write a checkpoint to a file, for another store or another tool."),
+    "import": ("ckpt.cli.import_", "Take an archive, or images of CRIU, into the store."),
+    "sign": ("ckpt.cli.sign", "Sign a checkpoint with this host's key."),
+    "trust": ("ckpt.cli.trust", "Say whose checkpoints this host restores."),
+    "store": ("ckpt.cli.store", "Make a store, see what it takes, change its settings and its key."),
     "doctor": ("ckpt.cli.doctor", "Say what this host can do, and what is missing."),
     "recover": ("ckpt.cli.recover", "After a crash: thaw, and undo what was under way."),
     "completion": ("ckpt.cli.completion", "Print the shell's completion script."),
 }
 """From a command's name to its module, which has the command as `command`, and to its line in the help."""
 
-
-class LazyGroup(click.Group):
-    """A group that imports a command when it is called, and knows its line in the help before."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
-        """The names, in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
-        """The command, imported now; None if there is none of this name."""
-        if cmd_name not in COMMANDS:
-            return None
-        found = import_module(COMMANDS[cmd_name][0]).command
-        assert isinstance(found, click.Command)
-        return found
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
-        """Write the table."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
-        """Write the example."""
-        with formatter.section("Example"):
-            formatter.write(
-                "  ckpt run --detach --name web -- ./server\n  ckpt dump web --stop\n  ckpt restore web\n"
-            )
+_EXAMPLE: Final = "ckpt run --detach --name web -- ./server\nckpt dump web --stop\nckpt restore web"
 
 
-@click.group(cls=LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    table=COMMANDS,
+    example=_EXAMPLE,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="ckpt", prog_name="ckpt", message="%(prog)s %(version)s")
 @click.option(
     "--store",
@@ -71,6 +60,20 @@ class LazyGroup(click.Group):
     show_default=True,
     show_envvar=True,
     help="Where checkpoints are kept. A local store is made on first use.",
+)
+@click.option(
+    "--key-file",
+    metavar="PATH",
+    envvar="CKPT_KEY_FILE",
+    show_envvar=True,
+    help="The file with the secret that opens an encrypted store.",
+)
+@click.option(
+    "--key-command",
+    metavar="COMMAND",
+    envvar="CKPT_KEY_COMMAND",
+    show_envvar=True,
+    help="A command for the shell that prints that secret.",
 )
 @click.option("--json", is_flag=True, help="Print one JSON document.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell each phase on stderr.")
@@ -88,3 +91,7 @@ def ckpt(context: click.Context, /, store: str, **flags: Any) -> None:
     )
     call = context.ensure_object(Call)
     call.store, call.json, call.verbosity = store, flags["json"], chosen
+    call.key_file, call.key_command = flags["key_file"], flags["key_command"]
+    for name in ("key_file", "key_command"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            call.take_key(name, flags[name])

@@ -1,4 +1,4 @@
-"""The man pages, made from the commands themselves: one for ckpt, one for each command.
+"""The man pages, made from the commands themselves: one for ckpt, one for each command or group of commands.
 
 Rule: the text depends on the commands alone, not on the terminal, the day, or the version of click.
 Source: man-pages(7), groff_man(7).
@@ -13,6 +13,7 @@ import click
 
 from ckpt.cli.call import Command
 from ckpt.cli.group import COMMANDS, ckpt
+from ckpt.cli.lazy import Group
 
 EXIT_CODES: Final = (
     ("0", "done"),
@@ -21,8 +22,8 @@ EXIT_CODES: Final = (
     ("10-14", "this host: not root or refused 10, a command failed 11, freeze timeout 12, lacking 13, full 14"),
     ("20-24", "CRIU: the dump failed 21, the restore failed 22, it got stuck 23, it died 24"),
     ("30-32", "cannot be checkpointed 30, does not fit this host 31, files changed 32"),
-    ("40-43", "the store: unusable 40, not there 41, damaged 42, unknown format 43"),
-    ("60-63", "conflict: locked 61, wrong state 62, no such process, cgroup or job 63"),
+    ("40-44", "the store: unusable or its key is wrong 40, not there 41, damaged 42, unknown format 43, untrusted 44"),
+    ("60-63", "conflict: locked 61, wrong state 62, no such process, cgroup, job or trusted key 63"),
     ("70", "a bug in ckpt"),
     ("90", "undoing failed: run ckpt recover and look at the workload"),
     ("130", "interrupted"),
@@ -31,19 +32,27 @@ EXIT_CODES: Final = (
 ENVIRONMENT: Final = (
     ("CKPT_STORE", "the store, unless --store names one; default /var/lib/ckpt/store"),
     ("CKPT_STATE", "the directory of jobs, journal and staging area; default /var/lib/ckpt"),
+    ("CKPT_KEYS", "the directory of this host's signing key and of its trust file; default /var/lib/ckpt/keys"),
+    ("CKPT_KEY_FILE", "the file with the secret that opens an encrypted store, unless an option says where it is"),
+    ("CKPT_KEY_COMMAND", "a command for the shell that prints that secret"),
     ("CKPT_CRIU", "the path of the criu to use; default /opt/ckpt/criu/bin/criu, then the first in PATH"),
     ("NO_COLOR", "if it is set to anything, no colours"),
-)
+)  # fmt: skip
+
+
+_MORE_OPTIONS: Final = (".PP", "The options of", ".BR ckpt (1)", "may stand here, too.")
 
 
 def pages() -> dict[str, str]:
     """From file name ("ckpt-dump.1") to troff source."""
-    context = click.Context(ckpt, info_name="ckpt")
     made = {"ckpt.1": _main_page()}
     for name, (_, line) in COMMANDS.items():
-        command = ckpt.get_command(context, name)
-        assert isinstance(command, Command)
-        made[f"ckpt-{name}.1"] = _command_page(name, line, command)
+        command = ckpt.command_named(name)
+        if isinstance(command, Group):
+            made[f"ckpt-{name}.1"] = _group_page(name, line, command)
+        else:
+            assert isinstance(command, Command)
+            made[f"ckpt-{name}.1"] = _command_page(name, line, command)
     return made
 
 
@@ -73,32 +82,84 @@ def _main_page() -> str:
 
 
 def _command_page(name: str, line: str, command: Command) -> str:
-    arguments = [
-        parameter.metavar or (parameter.name or "").upper()
-        for parameter in command.params
-        if isinstance(parameter, click.Argument)
-    ]
     return "\n".join(
         (
-            _title(f"ckpt-{name}"),
-            ".SH NAME",
-            rf"ckpt\-{_text(name)} \- {_text(line[0].lower() + line[1:].rstrip('.'))}",
+            *_head(name, line),
             ".SH SYNOPSIS",
-            rf".B ckpt {_text(name)}",
-            _text(" ".join(["[OPTIONS]", *arguments])),
+            *_synopsis(f"ckpt {name}", command),
             ".SH DESCRIPTION",
             _paragraphs(command.help or ""),
             ".SH OPTIONS",
             *_options(command),
+            *_MORE_OPTIONS,
             ".SH EXAMPLE",
-            ".nf",
-            _text(command.example),
-            ".fi",
+            *_example(command.example),
             ".SH SEE ALSO",
             ".BR ckpt (1)",
             "",
         )
     )
+
+
+def _group_page(name: str, line: str, group: Group) -> str:
+    """The group, then each of its commands: what would otherwise be pages of a few lines."""
+    commands = [
+        (" ".join(("ckpt", name, *path)), found)
+        for path, found in group.below()
+        if isinstance(found, Command)
+    ]
+    everywhere = _options(group)
+    synopses = [text for called, command in commands for text in (*_synopsis(called, command), ".br")]
+    sections = [
+        text
+        for called, command in commands
+        for text in (
+            f".SS {_text(called)}",
+            _paragraphs(command.help or ""),
+            *(option for option in _options(command) if option not in everywhere),
+            ".PP",
+            "Example:",
+            ".PP",
+            *_example(command.example),
+        )
+    ]
+    return "\n".join(
+        (
+            *_head(name, line),
+            ".SH SYNOPSIS",
+            *synopses[:-1],
+            ".SH DESCRIPTION",
+            _paragraphs(group.help or ""),
+            ".SH COMMANDS",
+            *sections,
+            ".SH OPTIONS",
+            *_options(group),
+            *_MORE_OPTIONS,
+            ".SH EXAMPLE",
+            *_example(group.example),
+            ".SH SEE ALSO",
+            ".BR ckpt (1)",
+            "",
+        )
+    )
+
+
+def _head(name: str, line: str) -> tuple[str, str, str]:
+    said = line[0].lower() + line[1:].rstrip(".")
+    return _title(f"ckpt-{name}"), ".SH NAME", rf"ckpt\-{_text(name)} \- {_text(said)}"
+
+
+def _synopsis(called: str, command: click.Command) -> tuple[str, str]:
+    arguments = [
+        parameter.metavar or (parameter.name or "").upper()
+        for parameter in command.params
+        if isinstance(parameter, click.Argument)
+    ]
+    return rf".B {_text(called)}", _text(" ".join(["[OPTIONS]", *arguments]))
+
+
+def _example(example: str) -> tuple[str, str, str]:
+    return ".nf", _text(example), ".fi"
 
 
 def _title(name: str) -> str:
@@ -109,7 +170,7 @@ def _options(command: click.Command) -> list[str]:
     return [
         _item(_spelling(parameter), _meaning(parameter))
         for parameter in command.params
-        if isinstance(parameter, click.Option)
+        if isinstance(parameter, click.Option) and not parameter.hidden
     ]
 
 

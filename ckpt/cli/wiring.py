@@ -10,15 +10,20 @@ import os
 import re
 from typing import TYPE_CHECKING, Final
 
+import click
+
+from ckpt.cli.call import Call
 from ckpt.cli.progress import Announce, announced
-from ckpt.errors import NoSuchTarget, NotRoot, ObjectCorrupt, StoreUnusable
+from ckpt.errors import NoSuchTarget, NotRoot, ObjectCorrupt, StoreUnusable, WrongState
 from ckpt.flow.dump import DumpPorts
 from ckpt.flow.restore import RestorePorts
-from ckpt.units import JobName
+from ckpt.units import CheckpointId, JobName
 
 if TYPE_CHECKING:
     from ckpt.host.jobs import JobRecord, JobRegistry
     from ckpt.host.recovery import RecoveryAction
+    from ckpt.model.reports import TransferReport
+    from ckpt.store.keyring import KeyRing
     from ckpt.store.store import Store
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -41,15 +46,81 @@ def require_root(operation: str) -> None:
         raise NotRoot(operation=operation, uid=os.geteuid())
 
 
-def open_store(place: str, *, create: bool = True) -> Store:
+def open_store(place: str, *, create: bool = True, either: bool = False) -> Store:
     """The store that the user named, made if it is missing and `create`.
+
+    The secret of an encrypted one is what the options of the present call name; a store that is not encrypted
+    is refused then, unless the secret may be that of `either` of two stores.
 
     Raises:
         StoreUnusable: a URL of a kind that ckpt does not know, or what opening.open_local() says.
+        WrongKey: it is encrypted, and the secret does not open it.
     """
-    from ckpt.store.opening import open_local  # noqa: PLC0415
+    from ckpt.store.opening import Keys, open_local  # noqa: PLC0415
 
-    return open_local(_local_path(place), create=create)
+    return open_local(
+        _local_path(place),
+        create=create,
+        keys=Keys(secret=_secret, is_named=_names_a_secret() and not either, trust=key_ring()),
+    )
+
+
+def init_store(place: str, *, secret: bytes | None, signatures_required: bool) -> Store:
+    """Make a store, encrypted if there is a secret.
+
+    Raises:
+        WrongState: there is one.
+        StoreUnusable: a URL of a kind that ckpt does not know, or what opening.init_local() says.
+    """
+    from ckpt.store.opening import init_local  # noqa: PLC0415
+
+    return init_local(
+        _local_path(place), secret=secret, signatures_required=signatures_required, trust=key_ring()
+    )
+
+
+def transfer(source: Store, target: Store, checkpoint: CheckpointId, announce: Announce) -> TransferReport:
+    """Copy a checkpoint from one store into another; raises what transferring.transfer() does."""
+    from ckpt.store.transferring import transfer as copy  # noqa: PLC0415
+
+    if _names_a_secret() and not (source.is_encrypted or target.is_encrypted):
+        raise WrongState(
+            subject=f"Neither {source.place} nor {target.place}",
+            state="encrypted",
+            operation="a call with a key",
+            needed="to be",
+            remedy="Leave out --key-file and --key-command, and CKPT_KEY_FILE and CKPT_KEY_COMMAND.",
+        )
+    announce("copying what is missing there")
+    return copy(source, target, checkpoint)
+
+
+def _names_a_secret() -> bool:
+    """Whether the present call names a secret, and so expects an encrypted store."""
+    context = click.get_current_context(silent=True)
+    call = context.find_object(Call) if context else None
+    return call is not None and (call.key_file is not None or call.key_command is not None)
+
+
+def _secret() -> bytes | None:
+    """The secret that the present call names for encrypted stores; None if it names none."""
+    from ckpt.store import passkey  # noqa: PLC0415
+
+    context = click.get_current_context(silent=True)
+    call = context.find_object(Call) if context else None
+    if call is None:
+        return None
+    if call.key_file is not None:
+        return passkey.read_key_file(call.key_file)
+    return None if call.key_command is None else passkey.run_key_command(call.key_command)
+
+
+def key_ring() -> KeyRing:
+    """This host's signing key, and the keys that it trusts: in $CKPT_KEYS, or `keys` of the state directory."""
+    from ckpt.store.keyring import KeyRing  # noqa: PLC0415
+
+    directory = os.path.abspath(os.environ.get("CKPT_KEYS") or f"{state()}/keys")
+    return KeyRing(directory, own_comment=os.uname().nodename)
 
 
 def is_there(place: str) -> bool:

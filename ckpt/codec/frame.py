@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
 
-from ckpt.codec.limits import BODY_SLACK_BYTES, CHUNK_BYTES_MAX, DOCUMENT_BYTES_MAX
+from ckpt.codec.limits import (
+    BODY_SLACK_BYTES,
+    CHUNK_BYTES_MAX,
+    DOCUMENT_BYTES_MAX,
+    INDEX_BYTES_MAX,
+    PACK_BYTES_MAX,
+    PLACEMENT_BYTES_MAX,
+)
 from ckpt.errors import FormatUnknown, ObjectCorrupt
 from ckpt.units import ByteCount
 
@@ -35,24 +42,41 @@ class Kind(Enum):
     CHUNK = b"CHNK"
     RECEIPT = b"RCPT"
     TAG = b"TAGM"
+    PACK = b"PACK"
+    PLACEMENT = b"PLCE"
+    SIGNATURE = b"SIGN"
+    INDEX = b"INDX"
 
     def __str__(self) -> str:
         return self.name.lower()
 
     @property
     def named_by_content(self) -> bool:
-        """Whether the object's name is the digest of its plain bytes, so that no check sum is needed."""
-        return self in {Kind.CHUNK, Kind.MANIFEST}
+        """Whether something else than the header's check sum proves the body: its name, or digests within."""
+        return self in {Kind.CHUNK, Kind.MANIFEST, Kind.PACK}
 
     @property
     def plain_bytes_max(self) -> ByteCount:
         """The most plain bytes that an object of this kind may have."""
-        return CHUNK_BYTES_MAX if self is Kind.CHUNK else DOCUMENT_BYTES_MAX
+        return _PLAIN_BYTES_MAX.get(self, DOCUMENT_BYTES_MAX)
 
     @property
     def object_bytes_max(self) -> ByteCount:
         """The most bytes that an object of this kind may have as it is stored."""
         return ByteCount(HEADER_BYTES + self.plain_bytes_max + BODY_SLACK_BYTES)
+
+
+_PLAIN_BYTES_MAX: Final = {
+    Kind.CHUNK: CHUNK_BYTES_MAX,
+    Kind.PACK: PACK_BYTES_MAX,
+    Kind.PLACEMENT: PLACEMENT_BYTES_MAX,
+    Kind.INDEX: INDEX_BYTES_MAX,
+}
+
+SEALED: Final = 1
+"""The flag of a body that is encrypted: a salt, then what Vault.seal() gives."""
+
+SALT_BYTES: Final = 16
 
 
 class Compression(IntEnum):
@@ -68,18 +92,33 @@ class Header:
 
     kind: Kind
     compression: Compression
+    sealed: bool
     plain_bytes: ByteCount
     body_bytes: ByteCount
     check: int
 
 
-def frame(kind: Kind, compression: Compression, plain_bytes: int, body: bytes) -> bytes:
+def frame(
+    kind: Kind, compression: Compression, plain_bytes: int, body: bytes, *, sealed: bool = False
+) -> bytes:
     """The object: header and body."""
     check = 0 if kind.named_by_content else zlib.crc32(body)
-    start = _HEADER.pack(MAGIC, kind.value, FRAME_VERSION, compression, 0, plain_bytes, len(body), check, 0)[
-        :-4
-    ]
-    return start + zlib.crc32(start).to_bytes(4, "big") + body
+    return _header(kind, compression, plain_bytes, len(body), check, sealed=sealed) + body
+
+
+def pack_header(body_bytes: int, *, sealed: bool) -> bytes:
+    """The header of a pack, whose body need not be in one piece."""
+    return _header(Kind.PACK, Compression.NONE, body_bytes, body_bytes, 0, sealed=sealed)
+
+
+def _header(
+    kind: Kind, compression: Compression, plain_bytes: int, body_bytes: int, check: int, *, sealed: bool
+) -> bytes:
+    flags = SEALED if sealed else 0
+    start = _HEADER.pack(
+        MAGIC, kind.value, FRAME_VERSION, compression, flags, plain_bytes, body_bytes, check, 0
+    )[:-4]
+    return start + zlib.crc32(start).to_bytes(4, "big")
 
 
 def read_header(start: bytes, kind: Kind, name: str, size_bytes: int) -> Header:
@@ -112,9 +151,9 @@ def read_header(start: bytes, kind: Kind, name: str, size_bytes: int) -> Header:
         raise newer(kind, name, f"version {version} of the frame", f"version {FRAME_VERSION}")
     if letters != kind.value:
         raise _damaged(kind, name, f"it is marked {letters!r} where {kind.value!r} belongs")
-    if flags or compression not in set(Compression):
+    if flags not in {0, SEALED} or compression not in set(Compression):
         raise newer(
-            kind, name, f"compression {compression} with flags {flags}", "compression 0 and 1, no flags"
+            kind, name, f"compression {compression} with flags {flags}", "compression 0 and 1, flags 0 and 1"
         )
     if plain_bytes > kind.plain_bytes_max:
         raise _damaged(
@@ -126,6 +165,7 @@ def read_header(start: bytes, kind: Kind, name: str, size_bytes: int) -> Header:
     return Header(
         kind=kind,
         compression=Compression(compression),
+        sealed=flags == SEALED,
         plain_bytes=ByteCount(plain_bytes),
         body_bytes=ByteCount(body_bytes),
         check=check,

@@ -1,6 +1,6 @@
 """What a value must satisfy beyond the types of its fields, so that nothing hostile travels inside.
 
-Rules: F20 to F29 of images/FORMAT.md.
+Rules: F20 to F29, F79, F98, F101 and F102 of images/FORMAT.md.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ckpt.codec import names
-from ckpt.codec.limits import CHUNK_BYTES_MAX, TAG_SERIAL_MAX
+from ckpt.codec.limits import CHUNK_BYTES_MAX, KDF_COST_LOG2_MAX, KDF_COST_LOG2_MIN, TAG_SERIAL_MAX
 from ckpt.codec.packed import Refused
-from ckpt.codec.records import StoreConfig, TagMark
-from ckpt.model.checkpoint import CarriedFile, Checkpoint, Chunk, ImageSet, StoredFile
+from ckpt.codec.records import Encryption, Signature, StoreConfigV1, TagMark
+from ckpt.codec.v1 import Chunk, ChunkedCarriedFile, ChunkedCheckpoint, ChunkedFile, ChunkedImageSet
+from ckpt.model.checkpoint import CarriedFile, Checkpoint, ImageSet, StoredFile
 from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.units import PAGE_BYTES
 
@@ -29,24 +30,28 @@ def _check_chunk(chunk: Chunk) -> None:
         _refuse("size_bytes", f"a chunk of {chunk.size_bytes} bytes, not of 1 to {CHUNK_BYTES_MAX}")
 
 
-def _check_stored_file(file: StoredFile) -> None:
+def _check_stored_file(file: StoredFile | ChunkedFile) -> None:
     _refuse("name", names.refuse_component(file.name))
     if not 0 <= file.mode <= _MODE_BITS:
         _refuse("mode", f"{file.mode:#o} has other bits than permissions")
+
+
+def _check_chunked_file(file: ChunkedFile) -> None:
+    _check_stored_file(file)
     total = sum(chunk.size_bytes for chunk in file.chunks)
     if total != file.size_bytes:
         _refuse("size_bytes", f"{file.size_bytes} bytes, but its chunks have {total} together")
 
 
-def _check_image_set(images: ImageSet) -> None:
+def _check_image_set(images: ImageSet | ChunkedImageSet) -> None:
     seen: set[str] = set()
-    for index, file in enumerate(images.files):
-        if file.name in seen:
-            _refuse(f"files[{index}].name", f"a second file of the name {file.name!r}")
-        seen.add(file.name)
+    for index, name in enumerate([file.name for file in images.files]):
+        if name in seen:
+            _refuse(f"files[{index}].name", f"a second file of the name {name!r}")
+        seen.add(name)
 
 
-def _check_carried_file(carried: CarriedFile) -> None:
+def _check_carried_file(carried: CarriedFile | ChunkedCarriedFile) -> None:
     _refuse("path", names.refuse_absolute_path(carried.path))
 
 
@@ -58,13 +63,13 @@ def _check_cgroup_setting(setting: CgroupSetting) -> None:
     _refuse("name", names.refuse_component(setting.name))
 
 
-def _check_checkpoint(checkpoint: Checkpoint) -> None:
+def _check_checkpoint(checkpoint: Checkpoint | ChunkedCheckpoint) -> None:
     images, trees = len(checkpoint.image_sets), len(checkpoint.workload.trees)
     if images != trees:
         _refuse("image_sets", f"{images} image sets for {trees} trees")
 
 
-def _check_store_config(config: StoreConfig) -> None:
+def _check_store_config_v1(config: StoreConfigV1) -> None:
     size = config.chunk_bytes
     if size % PAGE_BYTES or not PAGE_BYTES <= size <= CHUNK_BYTES_MAX:
         _refuse("chunk_bytes", f"{size} is not a multiple of {PAGE_BYTES} up to {CHUNK_BYTES_MAX}")
@@ -75,14 +80,40 @@ def _check_tag_mark(mark: TagMark) -> None:
         _refuse("serial", f"{mark.serial} is not between 1 and {TAG_SERIAL_MAX}")
 
 
+def _refuse_no_hex(path: str, text: str, size: int) -> None:
+    if len(text) != 2 * size or not set(text) <= set("0123456789abcdef"):
+        _refuse(path, f"{text[:80]!r} is not {size} bytes in lower-case hexadecimal")
+
+
+def _check_signature(signature: Signature) -> None:
+    _refuse_no_hex("public_key", signature.public_key, 32)
+    _refuse_no_hex("signature", signature.signature, 64)
+
+
+def _check_encryption(encryption: Encryption) -> None:
+    _refuse_no_hex("kdf_salt", encryption.kdf_salt, 32)
+    _refuse_no_hex("wrapped_key", encryption.wrapped_key, 48)
+    if not KDF_COST_LOG2_MIN <= encryption.kdf_cost_log2 <= KDF_COST_LOG2_MAX:
+        _refuse(
+            "kdf_cost_log2",
+            f"{encryption.kdf_cost_log2} is not between {KDF_COST_LOG2_MIN} and {KDF_COST_LOG2_MAX}",
+        )
+
+
 RULES: Final[Mapping[type[Any], Callable[[Any], None]]] = {
     Chunk: _check_chunk,
+    ChunkedFile: _check_chunked_file,
+    ChunkedImageSet: _check_image_set,
+    ChunkedCarriedFile: _check_carried_file,
+    ChunkedCheckpoint: _check_checkpoint,
     StoredFile: _check_stored_file,
     ImageSet: _check_image_set,
     CarriedFile: _check_carried_file,
     CgroupRecord: _check_cgroup,
     CgroupSetting: _check_cgroup_setting,
     Checkpoint: _check_checkpoint,
-    StoreConfig: _check_store_config,
+    StoreConfigV1: _check_store_config_v1,
+    Encryption: _check_encryption,
+    Signature: _check_signature,
     TagMark: _check_tag_mark,
 }

@@ -74,7 +74,9 @@ def dump(call: DumpCall, ports: DumpPorts) -> DumpReport:
     """
     began = ports.clock.stopwatch()
     target = ports.targets.resolve(call.target)
-    with ports.targets.lock(target), ports.store.writer() as writer, Undo("the dump") as undo:
+    job = call.job or target.job
+    parent = _newest_of(job, ports.store)
+    with ports.targets.lock(target), ports.store.writer(parent) as writer, Undo("the dump") as undo:
         operation = ports.operations.begin(f"dump of {target.ref}")
         undo.always("end the operation", operation.end)
         freezer = ports.targets.freezer(target, operation)
@@ -83,8 +85,6 @@ def dump(call: DumpCall, ports: DumpPorts) -> DumpReport:
         operation.guard()
         freezer.gather()
 
-        job = call.job or target.job
-        parent = _newest_of(job, ports.store)
         one = _Dump(call, ports, target, operation, freezer, writer, job, parent)
         one.take()
         if one.kept is None:
@@ -346,8 +346,12 @@ class _Dump:
 
     def _store_images(self, images: _TreeImages) -> ImageSet:
         names = self.ports.dumper.image_files(images.directory)
+        addresses = self.ports.dumper.page_addresses(images.directory)
         return ImageSet(
             root=images.tree.root,
-            files=tuple(self.writer.add_file(f"{images.directory}/{name}", name) for name in names),
+            files=tuple(
+                self.writer.add_file(f"{images.directory}/{name}", name, addresses.get(name, ()))
+                for name in names
+            ),
             statistics=images.statistics,
         )

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ckpt.model.checkpoint import (
+    AddressRun,
     CarriedFile,
     Checkpoint,
     DumpOptions,
@@ -230,7 +231,7 @@ class Dumper(Protocol):
     def carry(self, images: str, staging: str, view: FrozenView) -> tuple[tuple[CarriedFile, str], ...]:
         """Copy what CRIU will not keep into `staging`, in the `stopped` call.
 
-        Each file comes with the path of its copy; its content has no chunks yet.
+        Each file comes with the path of its copy; the root of its content is not known yet.
         """
 
     def image_files(self, images: str) -> tuple[str, ...]:
@@ -239,6 +240,9 @@ class Dumper(Protocol):
         Raises:
             DumpFailed: the set is not complete.
         """
+
+    def page_addresses(self, images: str) -> dict[str, tuple[AddressRun, ...]]:
+        """From the name of a pages file to the pages of memory that are in it."""
 
     def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
         """Write the freeze's instant into the image set."""
@@ -334,8 +338,8 @@ class Restorer(Protocol):
 class StoreWriter(Protocol):
     """A checkpoint on its way into a store; what is not committed is garbage."""
 
-    def add_file(self, path: str, name: str) -> StoredFile:
-        """Write a file's chunks that the store lacks."""
+    def add_file(self, path: str, name: str, addresses: tuple[AddressRun, ...] = ()) -> StoredFile:
+        """Write a file's chunks that the store lacks; `addresses` say which pages of memory they are."""
 
     def commit(self, checkpoint: Checkpoint) -> CheckpointId:
         """Make everything durable, then write the manifest, durable when this returns."""
@@ -356,8 +360,8 @@ class Store(Protocol):
     def place(self) -> str:
         """How the user named it."""
 
-    def writer(self) -> AbstractContextManager[StoreWriter]:
-        """A writer that holds off every sweep while it lives.
+    def writer(self, parent: CheckpointId | None) -> AbstractContextManager[StoreWriter]:
+        """A writer of a checkpoint that is expected to be much like `parent`.
 
         Raises:
             StoreUnusable: not writable.
@@ -378,8 +382,15 @@ class Store(Protocol):
     def list(self) -> tuple[StoredCheckpoint, ...]:
         """All checkpoints, oldest first."""
 
-    def fetch(self, file: StoredFile, path: str) -> None:
-        """Write the file's plain bytes to `path`, verified chunk by chunk."""
+    def check_trust(self, checkpoint: CheckpointId) -> None:
+        """Return if the checkpoint may be restored on this host.
+
+        Raises:
+            Untrusted: nobody whom this host trusts has signed it.
+        """
+
+    def fetch(self, checkpoint: CheckpointId, file: StoredFile, path: str) -> None:
+        """Write a file of the checkpoint to `path`, every byte verified."""
 
     def tag(self, checkpoint: CheckpointId, tag: Tag) -> None:
         """Give the checkpoint a tag; it is taken from the one that had it."""

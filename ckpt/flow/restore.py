@@ -27,7 +27,7 @@ from ckpt.model.clocks import TimePolicy, resume_clocks
 from ckpt.model.inodes import IDENTITY_DIFFERENCES, FileChange, InodePolicy
 from ckpt.model.reports import RestoreReport
 from ckpt.model.workload import TargetKind, Tree
-from ckpt.units import JobName, Nanoseconds, Pid
+from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
 
 REASONS_MAX: Final = 20
 """How many changed files one error names; the count is always given."""
@@ -61,6 +61,7 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
 
     Raises:
         ObjectMissing, ObjectCorrupt: the checkpoint is not there, or not whole.
+        Untrusted: nobody whom this host trusts has signed it; nothing of it was read.
         FilesChanged: files are not as recorded, and the inode policy forbids that.
         HostMismatch: pids are taken; names who has them.
         RestoreFailed: CRIU refused; nothing was left running.
@@ -68,13 +69,14 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
     clock = ports.clock
     began = clock.stopwatch()
     checkpoint_id = ports.store.resolve(call.ref)
+    ports.store.check_trust(checkpoint_id)
     checkpoint = ports.store.load(checkpoint_id).checkpoint
     changes, warnings = _judge_files(call, checkpoint, ports.inspector)
     with Undo("the restore") as undo:
         operation = ports.operations.begin(f"restore of {checkpoint_id[:12]}")
         undo.always("end the operation", operation.end)
         operation.guard()
-        _fetch(checkpoint, operation, ports.store)
+        _fetch(checkpoint_id, checkpoint, operation, ports.store)
         _check_pids(call, checkpoint, ports.restorer)
         carried = tuple(
             (file, f"{operation.staging}/carried-{number}")
@@ -152,14 +154,14 @@ def _judge_files(
     return changes, (warning,)
 
 
-def _fetch(checkpoint: Checkpoint, operation: Operation, store: Store) -> None:
+def _fetch(checkpoint_id: CheckpointId, checkpoint: Checkpoint, operation: Operation, store: Store) -> None:
     """Bring every byte that the restore needs into the staging directory, verified."""
     for images in checkpoint.image_sets:
         directory = operation.directory(str(images.root))
         for file in images.files:
-            store.fetch(file, f"{directory}/{file.name}")
+            store.fetch(checkpoint_id, file, f"{directory}/{file.name}")
     for number, carried in enumerate(checkpoint.carried_files):
-        store.fetch(carried.content, f"{operation.staging}/carried-{number}")
+        store.fetch(checkpoint_id, carried.content, f"{operation.staging}/carried-{number}")
     operation.note_phase("fetched")
 
 

@@ -27,10 +27,11 @@ from ckpt.host.criu.imagefile import read_entries
 from ckpt.host.inspection import HostView, syscalls
 from ckpt.model.checkpoint import CarriedFile, StoredFile
 from ckpt.model.inodes import RoleKind
-from ckpt.units import ByteCount, Nanoseconds, Pid
+from ckpt.units import ByteCount, Digest, Nanoseconds, Pid
 
 _SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - not a place for temporary files of ours
 _LINK: Final = re.compile(r"link_remap\.[0-9]+", re.ASCII)
+_NOT_STORED_YET: Final = Digest("00" * 32)
 _HELD: Final = frozenset((RoleKind.FD, RoleKind.MAP))
 
 
@@ -178,7 +179,7 @@ def _copy(path: str, copy: str, *, temporary: bool) -> tuple[CarriedFile, str]:
         name=os.path.basename(copy),
         size_bytes=ByteCount(status.st_size),
         mode=status.st_mode & 0o7777,
-        chunks=(),
+        root=_NOT_STORED_YET,
     )
     return (
         CarriedFile(

@@ -20,6 +20,7 @@ from ckpt.errors import CriuError, NoSpace
 from ckpt.host import mounts, outside
 from ckpt.host.carried import carry
 from ckpt.host.criu import engine, kdat
+from ckpt.host.criu.addresses import page_addresses
 from ckpt.host.criu.channel import END_TIMEOUT
 from ckpt.host.criu.complete import check_complete
 from ckpt.host.criu.launch import Child, Launcher, launch_child
@@ -31,7 +32,7 @@ from ckpt.host.criu_killing import kill_criu
 from ckpt.host.inspection import as_host_view
 from ckpt.host.kept_log import keeping_log
 from ckpt.host.operations import JournaledOperation
-from ckpt.model.checkpoint import CarriedFile, DumpOptions, DumpStatistics
+from ckpt.model.checkpoint import AddressRun, CarriedFile, DumpOptions, DumpStatistics
 from ckpt.model.clocks import ClockTarget, PendingTimer
 from ckpt.model.workload import ExternalMount, OutsideFile, Tree
 from ckpt.units import MILLISECOND, Nanoseconds, Pid
@@ -95,6 +96,10 @@ class CriuDumper:
         """
         check_complete(Path(images))
         return tuple(sorted(name for name in os.listdir(images) if name.endswith(_IMAGE_SUFFIX)))
+
+    def page_addresses(self, images: str) -> dict[str, tuple[AddressRun, ...]]:
+        """From the name of a pages file to the pages of memory that are in it."""
+        return page_addresses(Path(images))
 
     def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
         """Write the freeze's instant into the image set."""

@@ -50,21 +50,30 @@ class DumpStatistics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """A piece of a file: the digest and size of its plain bytes."""
-
-    digest: Digest
-    size_bytes: ByteCount
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """A file as its chunks in order; their sizes add up to `size_bytes`. The name has no directory."""
+    """A file, named by its content: `root` is the digest over the digests of its chunks (F32 of FORMAT.md).
+
+    The name has no directory. Where the chunks lie, each store knows for itself.
+    """
 
     name: str
     size_bytes: ByteCount
     mode: int
-    chunks: tuple[Chunk, ...]
+    root: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressRun:
+    """Chunks of a file that follow each other in one address space, so that the next dump finds them again.
+
+    Chunk `chunk` of the file, counted from 0, is the page with the number `page` (address / 4096) of `space`,
+    and so are the `count - 1` after it. A space is named by whatever stays the same from dump to dump.
+    """
+
+    space: str
+    page: int
+    chunk: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +139,10 @@ class Checkpoint:
         """The plain size of all image files."""
         return ByteCount(sum(images.image_bytes for images in self.image_sets))
 
-    def chunks(self) -> set[Digest]:
-        """The digests of all chunks that this checkpoint refers to."""
-        files = [file for images in self.image_sets for file in images.files]
-        files += [carried.content for carried in self.carried_files]
-        return {chunk.digest for file in files for chunk in file.chunks}
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """Every file of it: those of the image sets in their order, then what is carried."""
+        return (
+            *(file for images in self.image_sets for file in images.files),
+            *(carried.content for carried in self.carried_files),
+        )

@@ -39,10 +39,57 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepReport:
-    """What a sweep removed: objects and the bytes that they took on disk."""
+    """What a sweep removed: objects, and the bytes that the store takes less on disk.
+
+    `repacked_bytes` were written anew, because they stood among what nobody needs.
+    """
 
     removed_objects: int
     freed_bytes: ByteCount
+    repacked_bytes: ByteCount = ByteCount(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatistics:
+    """What the checkpoints of one job (None: those without one) take.
+
+    `plain_bytes`: the sizes of all their files, added up. `unique_bytes`: plain bytes of the distinct chunks
+    that they refer to. `exclusive_bytes`: of those, what no other job needs. `stored_bytes`: the space of
+    the packs, in proportion to the chunks that this job alone needs, and its documents.
+    """
+
+    job: JobName | None
+    checkpoints: int
+    plain_bytes: ByteCount
+    unique_bytes: ByteCount
+    exclusive_bytes: ByteCount
+    stored_bytes: ByteCount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStatistics:
+    """What a store holds and takes; `garbage_bytes` is the space that a sweep would free at once."""
+
+    checkpoints: int
+    plain_bytes: ByteCount
+    unique_bytes: ByteCount
+    stored_bytes: ByteCount
+    garbage_bytes: ByteCount
+    packs: int
+    encrypted: bool
+    signatures_required: bool
+    jobs: tuple[JobStatistics, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferReport:
+    """What moving a checkpoint into a store did: `new_bytes` plain bytes were new there."""
+
+    id: CheckpointId
+    image_bytes: ByteCount
+    new_bytes: ByteCount
+    stored_bytes: ByteCount
+    was_there: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

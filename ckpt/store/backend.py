@@ -1,6 +1,6 @@
 """Where a store's objects are: immutable bytes under names, the only thing that kinds of stores differ in.
 
-Rules: F40 to F46 of images/FORMAT.md. Create-if-absent is the only primitive that has to be atomic, because it
+Rules: F40 to F49 of images/FORMAT.md. Create-if-absent is the only primitive that has to be atomic, because it
 is the only one that object stores have (S3: If-None-Match). An object, once there, never changes; only a
 damaged one may be replaced by what its name promises.
 """
@@ -8,7 +8,7 @@ damaged one may be replaced by what its name promises.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -28,6 +28,17 @@ class ObjectStat:
     space_bytes: ByteCount
 
 
+Content = bytes | tuple[bytes, ...]
+"""The bytes of an object, in one piece or in several."""
+
+
+class Lease(Protocol):
+    """What somebody at work needs."""
+
+    def pin(self, names: Iterable[str]) -> None:
+        """Add names of objects. Inside writing(), before it is looked whether they are there."""
+
+
 class Backend(Protocol):
     """Named immutable objects. Every error is a CkptError; an absent object is None.
 
@@ -38,7 +49,7 @@ class Backend(Protocol):
     def place(self) -> str:
         """How the user named it."""
 
-    def create(self, name: str, content: bytes) -> ByteCount | None:
+    def create(self, name: str, content: Content) -> ByteCount | None:
         """Create an object, and give the space that it takes; None if there is one of this name already.
 
         It appears at once with its whole content, and the content is durable before the name appears.
@@ -79,8 +90,18 @@ class Backend(Protocol):
     def delete(self, name: str) -> ByteCount:
         """Delete an object, and give the space that it took: 0 if there was none."""
 
+    def lease(self) -> AbstractContextManager[Lease]:
+        """Tell every sweep what is needed that no manifest says yet, until the end or until this process dies.
+
+        Raises:
+            StoreUnusable: not writable.
+        """
+
+    def pinned(self) -> frozenset[str]:
+        """The names that the leases of the living say are needed. Only inside sweeping()."""
+
     def writing(self) -> AbstractContextManager[None]:
-        """Hold off every sweep; other writers are welcome.
+        """Hold off every deletion, for as long as an object or a manifest takes; other writers are welcome.
 
         Raises:
             Locked: a sweep did not end in time.
@@ -88,7 +109,7 @@ class Backend(Protocol):
         """
 
     def sweeping(self, *, patient: bool) -> AbstractContextManager[None]:
-        """Hold off every writer and every other sweep; wait for those at work if `patient`.
+        """Hold off everybody who creates or deletes; wait for those at work if `patient`.
 
         Raises:
             Locked: somebody is at work; names the process if it can.

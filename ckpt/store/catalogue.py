@@ -18,6 +18,7 @@ from ckpt.store import layout
 from ckpt.store.backend import Backend
 from ckpt.store.objects import Objects
 from ckpt.store.tags import Tags
+from ckpt.store.vault import Vault
 from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Tag
 
 _JOB_REF: Final = re.compile(r"(?P<job>[^@~]+)(?:@latest|~(?P<back>[0-9]{1,9}))", re.ASCII)
@@ -38,10 +39,10 @@ class Filed:
 class Catalogue:
     """Finds checkpoints, reading as little as possible."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, vault: Vault) -> None:
         self._backend = backend
-        self._objects = Objects(backend)
-        self._tags = Tags(backend)
+        self._objects = Objects(backend, vault)
+        self._tags = Tags(backend, vault)
 
     def ids(self) -> list[CheckpointId]:
         """The ids of all checkpoints, readable or not, sorted."""
@@ -59,7 +60,7 @@ class Catalogue:
     def space_of(self, checkpoint: CheckpointId) -> ByteCount:
         """What the store grew by for this checkpoint; without its receipt, the manifest's space alone."""
         receipt = self.receipt(checkpoint)
-        space = int(receipt.chunks_stored_bytes) if receipt else 0
+        space = int(receipt.packs_stored_bytes) if receipt else 0
         for name in (layout.manifest(checkpoint), layout.receipt(checkpoint)):
             found = self._backend.stat(name)
             space += found.space_bytes if found else 0

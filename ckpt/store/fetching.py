@@ -1,6 +1,6 @@
 """A stored file written to disk again.
 
-Rules: F35 of images/FORMAT.md. Every chunk is verified before its bytes are written; zeros become holes.
+Rules: F35 of images/FORMAT.md. Every piece is verified before its bytes are written; zeros become holes.
 """
 
 from __future__ import annotations
@@ -8,31 +8,41 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import Final
 
 from ckpt.errors import CkptError, OsRefused
-from ckpt.model.checkpoint import Chunk, StoredFile
-from ckpt.store.objects import Objects
+from ckpt.model.checkpoint import StoredFile
+from ckpt.store.contents import PIECE_CHUNKS, Contents, Piece
+from ckpt.store.memory import keep_freed_memory
 from ckpt.store.parallel import each
 from ckpt.store.refused import FULL, no_space
+from ckpt.units import CHUNK_BYTES
 
 # A restore runs as root on bytes from elsewhere: whoever needs set-uid bits must set them himself.
-_MODE_BITS = 0o777
+_MODE_BITS: Final = 0o777
+
+_SMALL_BYTES: Final = PIECE_CHUNKS * CHUNK_BYTES
+_LOOK_BYTES: Final = 64
+_ZEROS: Final = bytes(CHUNK_BYTES)
 
 
-def fetch(objects: Objects, file: StoredFile, path: str) -> None:
+def fetch(contents: Contents, file: StoredFile, path: str) -> None:
     """Write the file to `path`, replacing what is there; nothing remains of it if that fails.
 
     Raises:
-        ObjectMissing: a chunk is not there.
-        ObjectCorrupt: a chunk is damaged.
+        ObjectMissing: something that it needs is not there.
+        ObjectCorrupt: damaged.
         NoSpace: the target's file system is full.
         OsRefused: the target cannot be written.
     """
+    # What is known of the file is compared with its root before anything is made of its size.
+    pieces = contents.pieces(file)
     try:
         fd = _open_target(path)
         try:
-            _write(objects, file, fd)
+            _write(contents, file, pieces, fd)
             os.fchmod(fd, file.mode & _MODE_BITS)
         except BaseException:
             with suppress(OSError):
@@ -53,35 +63,44 @@ def _open_target(path: str) -> int:
     raise OSError(errno.EINVAL, "not a regular file", path)
 
 
-def _write(objects: Objects, file: StoredFile, fd: int) -> None:
+def _write(contents: Contents, file: StoredFile, pieces: Iterator[Piece], fd: int) -> None:
     os.ftruncate(fd, 0)  # what was there must not show through the holes
     os.ftruncate(fd, file.size_bytes)
 
-    def write(place: tuple[int, Chunk]) -> None:
-        offset, chunk = place
-        plain = objects.read_chunk(chunk)
-        if plain != bytes(len(plain)):
-            _pwrite(fd, plain, offset)
+    def write(piece: Piece) -> None:
+        plain = contents.read(file, piece)
+        for start, end in _without_zeros(plain):
+            _pwrite(fd, memoryview(plain)[start:end], piece.offset + start)
 
-    places = zip(_offsets(file), file.chunks, strict=True)
-    if len(file.chunks) > 1:
-        for _ in each(places, write):
+    if file.size_bytes > _SMALL_BYTES:
+        keep_freed_memory()
+        for _ in each(pieces, write):
             pass
     else:  # most image files are small: a pool of threads would take longer than they do
-        for place in places:
-            write(place)
+        for piece in pieces:
+            write(piece)
 
 
-def _offsets(file: StoredFile) -> list[int]:
-    offset, offsets = 0, []
-    for chunk in file.chunks:
-        offsets.append(offset)
-        offset += chunk.size_bytes
-    return offsets
+def _without_zeros(plain: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """Where the plain bytes are not zeros, in whole chunks."""
+    begin = None
+    for at in range(0, len(plain), CHUNK_BYTES):
+        # Most chunks show by their first bytes that they are not zeros: only then the rest is looked at.
+        if plain[at : at + _LOOK_BYTES] == _ZEROS[:_LOOK_BYTES] and _is_zeros(plain[at : at + CHUNK_BYTES]):
+            if begin is not None:
+                yield begin, at
+                begin = None
+        elif begin is None:
+            begin = at
+    if begin is not None:
+        yield begin, len(plain)
 
 
-def _pwrite(fd: int, plain: bytes, offset: int) -> None:
-    rest = memoryview(plain)
+def _is_zeros(chunk: bytes | bytearray) -> bool:
+    return chunk == _ZEROS[: len(chunk)]
+
+
+def _pwrite(fd: int, rest: memoryview, offset: int) -> None:
     while rest:
         written = os.pwrite(fd, rest, offset)
         rest, offset = rest[written:], offset + written

@@ -1,6 +1,6 @@
 """Objects as the files of one directory.
 
-Rules: F40 to F48 of images/FORMAT.md. An object is written under tmp/, made durable, and only then linked to its
+Rules: F40 to F49 of images/FORMAT.md. An object is written under tmp/, made durable, and only then linked to its
 name, which fails if the name is taken: so no name ever shows half an object, not even after a power cut.
 Source: link(2), fsync(2): "calling fsync() does not necessarily ensure that the entry in the directory
 containing the file has also reached disk. For that an explicit fsync() on the directory is also needed".
@@ -9,26 +9,44 @@ containing the file has also reached disk. For that an explicit fsync() on the d
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 from ckpt.errors import ObjectCorrupt
 from ckpt.store import lock
-from ckpt.store.backend import ObjectStat, check_name
+from ckpt.store.backend import Content, ObjectStat, check_name
 from ckpt.store.refused import converted
 from ckpt.units import ByteCount
 
 TEMPORARY: Final = "tmp"
 LOCK: Final = "lock"
 
+_LEASE: Final = "lease-"
+
 _DIRECTORY_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
 _BLOCK_BYTES: Final = 512  # the unit of st_blocks, whatever the file system's own is: stat(2)
+
+
+class LocalLease:
+    """A file of names that is locked while its owner lives. Fits backend.Lease."""
+
+    def __init__(self, fd: int, root: str) -> None:
+        self._fd = fd
+        self._root = root
+
+    def pin(self, names: Iterable[str]) -> None:
+        """Add names; nothing needs to be durable, since a power cut ends all that is at work."""
+        rest = memoryview("".join(f"{name}\n" for name in names).encode())
+        with converted(self._root):
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
 
 
 class LocalBackend:
@@ -45,7 +63,7 @@ class LocalBackend:
         """The directory, as the user named it."""
         return self._root
 
-    def create(self, name: str, content: bytes) -> ByteCount | None:
+    def create(self, name: str, content: Content) -> ByteCount | None:
         """Create an object, and give the bytes of the blocks that it takes; None if the name is taken."""
         check_name(name)
         with self._written(content) as (temporary, space):
@@ -123,6 +141,32 @@ class LocalBackend:
         self._mark(name)
         return space
 
+    @contextmanager
+    def lease(self) -> Iterator[LocalLease]:
+        """Tell every sweep what is needed, until the end or until this process dies."""
+        path = self._path(f"{TEMPORARY}/{_LEASE}{os.getpid()}-{secrets.token_hex(8)}")
+        with converted(self._root):
+            # A sweep takes a lease that nobody holds for one of the dead.
+            with self.writing():
+                fd = self._open_temporary(path)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                yield LocalLease(fd, self._root)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                # Closing is not enough: a child that was forked meanwhile has the lock, too, until it ends.
+                fcntl.flock(fd, fcntl.LOCK_UN)
+                os.close(fd)
+
+    def pinned(self) -> frozenset[str]:
+        """What the leases of the living say."""
+        names: set[str] = set()
+        for lease in self._living_leases():
+            content = self._read(lease, 0, None, None) or b""
+            names.update(content.decode("ascii", errors="replace").splitlines())
+        return frozenset(names)
+
     def writing(self) -> AbstractContextManager[None]:
         """Hold off every sweep."""
         return lock.shared(self._path(LOCK), self._root)
@@ -134,12 +178,41 @@ class LocalBackend:
     def clear_leftovers(self) -> tuple[int, ByteCount]:
         """Remove the temporary files of writers that died."""
         count, space = 0, 0
+        living = set(self._living_leases())
         for name in self.list(TEMPORARY):
+            if name in living:
+                continue
             with converted(self._root):
                 space += _space(os.lstat(self._path(name)))
                 os.unlink(self._path(name))
             count += 1
         return count, ByteCount(space)
+
+    def _living_leases(self) -> tuple[str, ...]:
+        """The leases that a process holds."""
+        found = []
+        for name in self.list(TEMPORARY):
+            if not name.startswith(f"{TEMPORARY}/{_LEASE}"):
+                continue
+            with converted(self._root), suppress(FileNotFoundError):
+                fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.append(name)
+                finally:
+                    os.close(fd)
+        return tuple(found)
+
+    def _open_temporary(self, path: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_APPEND
+        try:
+            return os.open(path, flags, _FILE_MODE)
+        except FileNotFoundError:
+            # A copy of a store may lack its empty directories: git and object stores keep none.
+            with suppress(FileExistsError):
+                os.mkdir(self._path(TEMPORARY), _DIRECTORY_MODE)
+            return os.open(path, flags, _FILE_MODE)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -152,29 +225,24 @@ class LocalBackend:
             self._unflushed.update("/".join(parts[:depth]) for depth in range(len(parts) + 1))
 
     @contextmanager
-    def _written(self, content: bytes) -> Iterator[tuple[str, ByteCount]]:
+    def _written(self, content: Content) -> Iterator[tuple[str, ByteCount]]:
         """A temporary file with this content, durable; it is gone afterwards, whatever happened."""
         temporary = self._path(f"{TEMPORARY}/{os.getpid()}-{secrets.token_hex(8)}")
-        with converted(self._root, len(content)):
+        pieces = (content,) if isinstance(content, bytes) else content
+        with converted(self._root, sum(map(len, pieces))):
             try:
-                yield temporary, self._write_durably(temporary, content)
+                yield temporary, self._write_durably(temporary, pieces)
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
 
-    def _write_durably(self, path: str, content: bytes) -> ByteCount:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    def _write_durably(self, path: str, pieces: tuple[bytes, ...]) -> ByteCount:
+        fd = self._open_temporary(path)
         try:
-            fd = os.open(path, flags, _FILE_MODE)
-        except FileNotFoundError:
-            # A copy of a store may lack its empty directories: git and object stores keep none.
-            with suppress(FileExistsError):
-                os.mkdir(self._path(TEMPORARY), _DIRECTORY_MODE)
-            fd = os.open(path, flags, _FILE_MODE)
-        try:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
+            for piece in pieces:
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
             os.fsync(fd)
             # Only now are the blocks known: before, many file systems have not allocated them yet.
             return _space(os.fstat(fd))

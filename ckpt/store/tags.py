@@ -17,15 +17,16 @@ from ckpt.store import layout
 from ckpt.store.backend import Backend
 from ckpt.store.layout import TagName
 from ckpt.store.objects import Objects
+from ckpt.store.vault import Vault
 from ckpt.units import CheckpointId, Tag
 
 
 class Tags:
     """The tags of a store. What changes them must hold the store's lock."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, vault: Vault) -> None:
         self._backend = backend
-        self._objects = Objects(backend)
+        self._objects = Objects(backend, vault)
 
     def current(self) -> dict[Tag, CheckpointId]:
         """Which checkpoint each tag names; it may be gone."""

@@ -1,8 +1,10 @@
 """Memory of a given size, half of it compressible, that checks itself piece by piece.
 
-Usage: ballast.py SIZE_MIB --log FILE [--dirty MIB_PER_S] [--tick-ms 50]
+Usage: ballast.py SIZE_MIB --log FILE [--dirty MIB_PER_S] [--scatter PERCENT] [--tick-ms 50]
 
---dirty writes to that much memory a second, page by page from the start, over and over. SIGTERM ends it.
+--dirty writes to that much memory a second, page by page from the start, over and over. --scatter writes so
+many of the pages anew, whole and at scattered places, each time that SIGUSR1 comes; `scattered_pages` of the
+next tick counts them. SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -27,9 +29,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("size_mib", type=int)
     parser.add_argument("--log", required=True)
     parser.add_argument("--dirty", type=float, default=0)
+    parser.add_argument("--scatter", type=float, default=0)
     parser.add_argument("--tick-ms", type=float, default=50)
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    wanted: list[float] = []
+    if options.scatter:
+        signal.signal(signal.SIGUSR1, lambda *_: wanted.append(options.scatter))
     report = Report(options.log)
     ballast = Ballast(options.size_mib)
     tick_s = options.tick_ms / 1000
@@ -37,11 +43,18 @@ def main(arguments: list[str]) -> int:
     while True:
         number += 1
         dirtied = ballast.dirty(int(options.dirty * tick_s * BLOCK_BYTES / PAGE_BYTES))
+        while wanted:
+            ballast.scatter(wanted.pop())
         wrong = ballast.wrong_block(number)
         if wrong is not None:
             report.error(number, f"block {wrong} is not what was written")
             return 99
-        report.tick(number, size_mib=options.size_mib, dirtied_pages=dirtied)
+        report.tick(
+            number,
+            size_mib=options.size_mib,
+            dirtied_pages=dirtied,
+            scattered_pages=ballast.scattered_pages,
+        )
         time.sleep(tick_s)
 
 
@@ -55,6 +68,8 @@ class Ballast:
         self._checksums = [self._fill(block) for block in range(max(1, blocks))]
         self._next_page = 0
         self._dirtied = 0
+        self._scatterings = 0
+        self.scattered_pages = 0
 
     def dirty(self, pages: int) -> int:
         """Change so many pages; returns how many were changed so far."""
@@ -69,6 +84,24 @@ class Ballast:
             self._checksums[block] = self._checksum(block)
         return self._dirtied
 
+    def scatter(self, percent: float) -> None:
+        """Write so many of the pages anew, with content of the same kind.
+
+        Each lies somewhere else in its own stretch of the memory; which, depends on nothing but how often this
+        was called.
+        """
+        pages = len(self._memory) // PAGE_BYTES
+        stretch = max(1, round(100 / percent))
+        self._scatterings += 1
+        touched = set()
+        for first in range(0, pages - stretch + 1, stretch):
+            page = first + zlib.crc32(b"%d %d" % (self._scatterings, first)) % stretch
+            self._write_page(page, os.urandom(PAGE_BYTES // 2))
+            touched.add(page * PAGE_BYTES // BLOCK_BYTES)
+            self.scattered_pages += 1
+        for block in touched:
+            self._checksums[block] = self._checksum(block)
+
     def wrong_block(self, number: int) -> int | None:
         """Check a few blocks, others every time; returns the number of one that is not what it must be."""
         for offset in range(BLOCKS_A_TICK):
@@ -79,14 +112,20 @@ class Ballast:
 
     def _fill(self, block: int) -> int:
         half = PAGE_BYTES // 2
-        quarter = PAGE_BYTES // 4
         noise = os.urandom(BLOCK_BYTES // 2)
-        for page in range(BLOCK_BYTES // PAGE_BYTES):
-            at = block * BLOCK_BYTES + page * PAGE_BYTES
-            text = b"page %12d of block %7d, again\n" % (page, block)
-            self._memory[at : at + half] = noise[page * half : (page + 1) * half]
-            self._memory[at + half : at + half + quarter] = (text * (quarter // len(text) + 1))[:quarter]
+        pages = BLOCK_BYTES // PAGE_BYTES
+        for page in range(pages):
+            self._write_page(block * pages + page, noise[page * half : (page + 1) * half])
         return self._checksum(block)
+
+    def _write_page(self, number: int, noise: bytes) -> None:
+        half = PAGE_BYTES // 2
+        quarter = PAGE_BYTES // 4
+        block, page = divmod(number, BLOCK_BYTES // PAGE_BYTES)
+        at = number * PAGE_BYTES
+        text = b"page %12d of block %7d, again\n" % (page, block)
+        self._memory[at : at + half] = noise
+        self._memory[at + half : at + half + quarter] = (text * (quarter // len(text) + 1))[:quarter]
 
     def _checksum(self, block: int) -> int:
         return zlib.crc32(self._memory[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])

@@ -154,11 +154,11 @@ def test_verify_finds_damage_and_gives_3(tmp_path: Path, capsys: pytest.CaptureF
     checkpoint = kept(tmp_path)
     document = run(capsys, "verify", checkpoint)
     assert (document["ok"], document["checked_chunks"]) == (True, 1)
-    [chunk] = [path for path in (tmp_path / "store" / "chunks").rglob("*") if path.is_file()]
-    chunk.chmod(0o600)
-    content = bytearray(chunk.read_bytes())
-    content[-1] ^= 1
-    chunk.write_bytes(content)
+    [pack] = [path for path in (tmp_path / "store" / "packs").rglob("*") if path.is_file()]
+    pack.chmod(0o600)
+    content = bytearray(pack.read_bytes())
+    content[-6] ^= 1
+    pack.write_bytes(content)
     document = run(capsys, "verify", code=3)
     assert not document["ok"]
     assert document["problems"][0].keys() == {"slug", "subject", "message"}

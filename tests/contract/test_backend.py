@@ -135,3 +135,58 @@ def test_a_clean_backend_has_no_leftovers(backend: Backend) -> None:
     backend.create("config", b"x")
     backend.replace("config", b"x")
     assert backend.clear_leftovers() == (0, 0)
+
+
+def test_an_object_may_be_created_of_several_pieces(backend: Backend) -> None:
+    space = backend.create("packs/ab/one", (b"head", b"", b"x" * 100_000, b"end"))
+    found = backend.stat("packs/ab/one")
+    assert found is not None
+    assert (found.size_bytes, found.space_bytes) == (100_007, space)
+    assert backend.read("packs/ab/one", 1 << 20) == b"head" + b"x" * 100_000 + b"end"
+    assert backend.create("packs/ab/one", (b"another",)) is None
+
+
+def test_what_a_lease_pins_is_told_until_it_ends(backend: Backend) -> None:
+    with backend.lease() as one, backend.lease() as two:
+        one.pin(["packs/ab/one", "packs/ab/two"])
+        one.pin(())
+        two.pin(iter(["packs/ab/two", "packs/cd/three"]))
+        with backend.sweeping(patient=False):
+            assert backend.pinned() == {"packs/ab/one", "packs/ab/two", "packs/cd/three"}
+    with backend.sweeping(patient=False):
+        assert backend.pinned() == frozenset()
+
+
+def test_a_lease_alone_does_not_hold_off_a_sweep_and_is_no_leftover(backend: Backend) -> None:
+    with backend.lease() as lease:
+        lease.pin(["packs/ab/one"])
+        with backend.sweeping(patient=False):
+            assert backend.clear_leftovers() == (0, 0)
+            assert backend.pinned() == {"packs/ab/one"}
+        # And it goes on being one.
+        lease.pin(["packs/ab/two"])
+        assert backend.pinned() == {"packs/ab/one", "packs/ab/two"}
+    assert backend.clear_leftovers() == (0, 0)
+
+
+def test_a_lease_that_ends_by_an_error_is_gone(backend: Backend) -> None:
+    def fail() -> None:
+        with backend.lease() as lease:
+            lease.pin(["packs/ab/one"])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert backend.pinned() == frozenset()
+
+
+def test_many_names_are_pinned_from_several_threads(backend: Backend) -> None:
+    names = {f"packs/ab/{number:064}" for number in range(4000)}
+    with backend.lease() as lease:
+        parts = [sorted(names)[start::4] for start in range(4)]
+        threads = [threading.Thread(target=lease.pin, args=(part,)) for part in parts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert backend.pinned() == names

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ckpt.model.checkpoint import (
+    AddressRun,
     CarriedFile,
     Checkpoint,
     DumpOptions,
@@ -27,6 +30,8 @@ from ckpt.model.workload import (
     Tree,
     Workload,
 )
+from ckpt.store.store import Store
+from ckpt.store.writer import Writer
 from ckpt.units import (
     ByteCount,
     CheckpointId,
@@ -159,6 +164,45 @@ WORKLOAD = Workload(
     ),
     outside_files=(OutsideFile(kind=OutsideKind.PIPE, key="pipe:[4242]", pid=Pid(4242), fd=1, writes=True),),
 )
+
+
+def add(
+    writer: Writer, files: Mapping[str, bytes], addresses: Mapping[str, tuple[AddressRun, ...]] | None = None
+) -> list[StoredFile]:
+    """Give files to a writer; those that are named in `addresses` with these."""
+    return [
+        writer.add_stream(
+            io.BytesIO(content).read,
+            name=name,
+            size_bytes=len(content),
+            mode=0o600,
+            addresses=(addresses or {}).get(name, ()),
+        )
+        for name, content in files.items()
+    ]
+
+
+def write(
+    store: Store,
+    files: Mapping[str, bytes],
+    *,
+    parent: CheckpointId | None = None,
+    created_ns: int = 1,
+    job: str | None = "web",
+    addresses: Mapping[str, tuple[AddressRun, ...]] | None = None,
+) -> tuple[CheckpointId, int]:
+    """Write a checkpoint with these files; its id, and how many bytes of them were new."""
+    with store.writer(parent) as writer:
+        stored = add(writer, files, addresses)
+        return writer.commit(a_checkpoint(*stored, created_ns=created_ns, job=job)), writer.new_bytes
+
+
+def read(store: Store, checkpoint: CheckpointId) -> dict[str, bytes]:
+    """All files of a checkpoint."""
+    return {
+        file.name: b"".join(store.stream(checkpoint, file))
+        for file in store.load(checkpoint).checkpoint.files
+    }
 
 
 def a_checkpoint(

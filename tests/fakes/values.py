@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from ckpt.model.checkpoint import Chunk, HostFacts, StoredFile
+from random import Random
+
+from ckpt.model.checkpoint import HostFacts, StoredFile
 from ckpt.model.clocks import Clocks, TimeOffsets
 from ckpt.model.workload import Namespace, Process, Tree
-from ckpt.units import SECOND, ByteCount, Digest, Nanoseconds, Pid
+from ckpt.units import CHUNK_BYTES, SECOND, ByteCount, Digest, Nanoseconds, Pid
 
 CLOCKS = Clocks(
     realtime_ns=Nanoseconds(1_800_000_000 * SECOND),
@@ -60,5 +62,20 @@ def an_image_file(name: str, size: int = 10) -> StoredFile:
         name=name,
         size_bytes=ByteCount(size),
         mode=0o600,
-        chunks=(Chunk(digest=Digest("ab" * 32), size_bytes=ByteCount(size)),),
+        root=Digest("ab" * 32),
     )
+
+
+def a_page(number: int) -> bytes:
+    """A page that is another for each number, and does not compress."""
+    return Random(number).randbytes(CHUNK_BYTES)
+
+
+def a_plain_page(number: int) -> bytes:
+    """A page that is another for each number, and compresses well."""
+    return f"page {number:08} of a program's memory. ".encode().ljust(64, b".") * (CHUNK_BYTES // 64)
+
+
+def touched(page: bytes, mark: int) -> bytes:
+    """The page with a few bytes changed, for each mark in another way."""
+    return page[:100] + mark.to_bytes(8, "big") + page[108:]

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from fakes.values import CLOCKS, HOST, a_tree, an_image_file
 
 from ckpt.errors import DumpFailed, NoSpace, ObjectMissing, RestoreFailed
-from ckpt.model.checkpoint import CarriedFile, Checkpoint, DumpOptions, DumpStatistics, HostFacts, StoredFile
+from ckpt.model.checkpoint import (
+    AddressRun,
+    CarriedFile,
+    Checkpoint,
+    DumpOptions,
+    DumpStatistics,
+    HostFacts,
+    StoredFile,
+)
 from ckpt.model.clocks import Clocks, PendingTimer, Resumption
 from ckpt.model.inodes import FileChange, InodeRecord
 from ckpt.model.reports import StoredCheckpoint
@@ -270,6 +278,9 @@ class FakeDumper:
     def image_files(self, images: str) -> tuple[str, ...]:
         return ("inventory.img", "pstree.img")
 
+    def page_addresses(self, images: str) -> dict[str, tuple[AddressRun, ...]]:
+        return {}
+
     def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
         self.world.step("set instant")
 
@@ -344,7 +355,7 @@ class FakeWriter:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def add_file(self, path: str, name: str) -> StoredFile:
+    def add_file(self, path: str, name: str, addresses: tuple[AddressRun, ...] = ()) -> StoredFile:
         self.world.step(f"store {path}")
         return an_image_file(name)
 
@@ -362,8 +373,8 @@ class FakeStore:
         self.world = world
 
     @contextmanager
-    def writer(self) -> Iterator[FakeWriter]:
-        self.world.step("open store")
+    def writer(self, parent: CheckpointId | None) -> Iterator[FakeWriter]:
+        self.world.step("open store" if parent is None else f"open store for a child of {parent[-4:]}")
         yield FakeWriter(self.world)
 
     def resolve(self, ref: str) -> CheckpointId:
@@ -378,7 +389,10 @@ class FakeStore:
             id=checkpoint, checkpoint=self.world.manifests[checkpoint], tags=(), stored_bytes=ByteCount(0)
         )
 
-    def fetch(self, file: StoredFile, path: str) -> None:
+    def check_trust(self, checkpoint: CheckpointId) -> None:
+        self.world.step("check trust")
+
+    def fetch(self, checkpoint: CheckpointId, file: StoredFile, path: str) -> None:
         self.world.step(f"fetch {path}")
         if self.world.fail_at == "full disk":
             raise NoSpace(place=path, available_bytes=0, needed_bytes=1)

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import struct
 import tracemalloc
 import typing
+from collections.abc import Callable
 from enum import StrEnum
 
 import pytest
+import zstandard
 from fakes.checkpoints import a_checkpoint
+from fakes.old_store import an_old_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt import units
-from ckpt.codec.frame import Kind
-from ckpt.codec.objects import CONFIG, MANIFEST, RECEIPT, TAG_MARK, checkpoint_id
-from ckpt.codec.records import StoreConfig, TagMark
-from ckpt.errors import CkptError
-from ckpt.model.checkpoint import CarriedFile, Checkpoint, Chunk, ImageSet, StoredFile
+from ckpt.codec.frame import Compression, Kind, frame
+from ckpt.codec.hooks import decode_index, encode_index
+from ckpt.codec.objects import CONFIG, MANIFEST, RECEIPT, SIGNATURE, TAG_MARK, checkpoint_id
+from ckpt.codec.pack import BlobEntry, BlobKind, PackList, decode_list
+from ckpt.codec.placement import Layer, PackRef, PlacedFile, Placement, decode_placement
+from ckpt.codec.records import Encryption, Signature, TagMark
+from ckpt.errors import CkptError, ObjectCorrupt
+from ckpt.model.checkpoint import AddressRun, CarriedFile, Checkpoint, ImageSet, StoredFile
 from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.store import layout
-from ckpt.store.compress import from_object, to_object
+from ckpt.store.compress import BlobCompressor, from_blob, from_object, to_object
 
 INT64 = {"min_value": -(1 << 63), "max_value": (1 << 63) - 1}
 SIZE = {"min_value": 0, "max_value": (1 << 63) - 1}
@@ -67,11 +74,6 @@ def values_of(type_: typing.Any) -> st.SearchStrategy[typing.Any]:
     return st.none() | inner
 
 
-def a_file(name: str, mode: int, chunks: list[Chunk]) -> StoredFile:
-    size = units.ByteCount(sum(chunk.size_bytes for chunk in chunks))
-    return StoredFile(name=name, size_bytes=size, mode=mode, chunks=tuple(chunks))
-
-
 def fitting(checkpoint: Checkpoint) -> Checkpoint:
     """With as many image sets as trees."""
     count = min(len(checkpoint.image_sets), len(checkpoint.workload.trees))
@@ -80,8 +82,9 @@ def fitting(checkpoint: Checkpoint) -> Checkpoint:
 
 
 SPECIAL: dict[typing.Any, st.SearchStrategy[typing.Any]] = {}
-SPECIAL[Chunk] = st.builds(Chunk, digest=digests, size_bytes=st.integers(1, 16 << 20))
-SPECIAL[StoredFile] = st.builds(a_file, components, modes, st.lists(SPECIAL[Chunk], max_size=2))
+SPECIAL[StoredFile] = st.builds(
+    StoredFile, name=components, size_bytes=st.integers(**SIZE), mode=modes, root=digests
+)
 SPECIAL[ImageSet] = st.builds(
     ImageSet,
     root=SCALARS[units.Pid],
@@ -92,13 +95,23 @@ paths = st.lists(components, min_size=1, max_size=3).map(lambda parts: "/" + "/"
 SPECIAL[CarriedFile] = st.builds(dataclasses.replace, values_of(CarriedFile), path=paths)
 SPECIAL[CgroupSetting] = st.builds(CgroupSetting, name=components, value=texts)
 SPECIAL[CgroupRecord] = st.builds(dataclasses.replace, values_of(CgroupRecord), path=paths)
-SPECIAL[StoreConfig] = st.builds(
-    StoreConfig, id=digests, chunk_bytes=st.integers(1, 4096).map(lambda pages: pages * 4096)
+SPECIAL[Encryption] = st.builds(
+    Encryption,
+    kdf_salt=digests,
+    kdf_cost_log2=st.integers(10, 20),
+    wrapped_key=st.binary(min_size=48, max_size=48).map(bytes.hex),
+)
+SPECIAL[Signature] = st.builds(
+    Signature,
+    checkpoint=digests,
+    public_key=digests,
+    signature=st.binary(min_size=64, max_size=64).map(bytes.hex),
+    signed_ns=st.integers(**INT64),
 )
 SPECIAL[TagMark] = st.builds(TagMark, tag=labels, serial=st.integers(1, 99_999_999), checkpoint=digests)
 
 checkpoints = values_of(Checkpoint).map(fitting)
-DOCUMENTS = [CONFIG, MANIFEST, RECEIPT, TAG_MARK]
+DOCUMENTS = [CONFIG, MANIFEST, RECEIPT, TAG_MARK, SIGNATURE]
 
 
 @given(checkpoints)
@@ -109,7 +122,7 @@ def test_a_checkpoint_reads_back_as_it_was_and_always_has_the_same_bytes(checkpo
     assert checkpoint_id(MANIFEST.encode(checkpoint)) == checkpoint_id(encoded)
 
 
-@pytest.mark.parametrize("document", [CONFIG, RECEIPT, TAG_MARK])
+@pytest.mark.parametrize("document", [CONFIG, RECEIPT, TAG_MARK, SIGNATURE])
 @given(data=st.data())
 @settings(max_examples=50, deadline=None)
 def test_the_small_documents_read_back_as_they_were(document: typing.Any, data: st.DataObject) -> None:
@@ -153,23 +166,233 @@ WHOLE = MANIFEST.encode(
             name="pages-1.img",
             size_bytes=units.ByteCount(9),
             mode=0o600,
-            chunks=(Chunk(digest=units.Digest("ab" * 32), size_bytes=units.ByteCount(9)),),
+            root=units.Digest("ab" * 32),
         )
     )
 )
+# Of an older ckpt: files as lists of chunks.
+OLD = [
+    from_object(Kind.MANIFEST, "x", content)
+    for name, content in an_old_store()[0].objects.items()
+    if name.startswith("manifests/")
+]
 
 
-@given(mutated(WHOLE))
+@given(st.sampled_from([WHOLE, *OLD]).flatmap(mutated))
 @settings(max_examples=400, deadline=None)
 def test_a_changed_manifest_gives_a_value_or_an_error_of_ours_and_costs_no_memory(content: bytes) -> None:
+    assert peak_bytes_of(lambda: MANIFEST.decode(content, "x")) < 4 << 20
+
+
+def peak_bytes_of(decode: Callable[[], object]) -> int:
+    """The most memory that it took at once to get a value or an error of ours."""
     tracemalloc.start()
     try:
         with contextlib.suppress(CkptError):
-            MANIFEST.decode(content, "x")
-        peak = tracemalloc.get_traced_memory()[1]
+            decode()
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 4 << 20
+
+
+# ------------------------------------------------------------------- packs, placements and indexes
+
+
+@st.composite
+def pack_lists(draw: st.DrawFn) -> PackList:
+    blobs = draw(
+        st.lists(
+            st.builds(
+                BlobEntry,
+                stored_bytes=st.integers(1, 1 << 20),
+                chunks=st.integers(1, 4),
+                compression=st.sampled_from(Compression),
+                kind=st.sampled_from(BlobKind),
+            ),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    size = 32 * sum(blob.chunks for blob in blobs)
+    return PackList(blobs=tuple(blobs), digests=draw(st.binary(min_size=size, max_size=size)))
+
+
+@st.composite
+def layers(draw: st.DrawFn, pack_count: int, chunk_count: int) -> Layer:
+    layer, start = Layer(), 0
+    for _ in range(draw(st.integers(0, 6)) if pack_count else 0):
+        start += draw(st.integers(0, 20))
+        count = draw(st.integers(1, 256))
+        if start + count > chunk_count:
+            break
+        blob = draw(st.integers(0, 63))
+        first = draw(st.integers(0, 256 - count))
+        layer.add(start, count, draw(st.integers(0, pack_count - 1)), 256 * blob + first)
+        start += count
+    return layer
+
+
+@st.composite
+def address_runs(draw: st.DrawFn, chunk_count: int) -> tuple[AddressRun, ...]:
+    found = []
+    for space in draw(
+        st.lists(st.sampled_from(["pagemap-1", "pagemap-shmem-4", "é"]), max_size=3, unique=True)
+    ):
+        for _ in range(draw(st.integers(1, 3))):
+            if not chunk_count:
+                break
+            chunk = draw(st.integers(0, chunk_count - 1))
+            count = draw(st.integers(1, chunk_count - chunk))
+            found.append(
+                AddressRun(space=space, page=draw(st.integers(0, (1 << 52) - 1)), chunk=chunk, count=count)
+            )
+    return tuple(found)
+
+
+@st.composite
+def placements(draw: st.DrawFn) -> Placement:
+    packs = draw(
+        st.lists(
+            st.builds(
+                PackRef,
+                name=digests,
+                object_bytes=st.integers(1000, 80 << 20),
+                list_bytes=st.integers(1, 999),
+            ),
+            max_size=3,
+        )
+    )
+    files = []
+    for _ in range(draw(st.integers(0, 3))):
+        size = draw(st.integers(0, 3 << 20) | st.integers(0, 1 << 43))
+        count = -(-size // units.CHUNK_BYTES)
+        files.append(
+            PlacedFile(
+                root=draw(digests),
+                size_bytes=units.ByteCount(size),
+                layers=tuple(draw(layers(len(packs), count)) for _ in range(draw(st.integers(0, 3)))),
+                addresses=draw(address_runs(count)),
+            )
+        )
+    return Placement(checkpoint=draw(digests), packs=tuple(packs), files=tuple(files))
+
+
+def index_of(marks: list[int], packs: list[str]) -> bytes:
+    names = tuple(map(units.Digest, packs))
+    return encode_index({mark: number % len(names) for number, mark in enumerate(marks)}, names)
+
+
+indexes = st.builds(
+    index_of,
+    st.lists(st.integers(0, (1 << 64) - 1), max_size=8, unique=True),
+    st.lists(digests, min_size=1, max_size=3, unique=True),
+)
+
+
+@given(pack_lists())
+@settings(max_examples=100, deadline=None)
+def test_the_list_of_a_pack_reads_back_as_it_was(listed: PackList) -> None:
+    found = decode_list(listed.encode(), "x")
+    assert (found.blobs, found.digests) == (listed.blobs, listed.digests)
+    assert found.encode() == listed.encode()
+
+
+@given(placements())
+@settings(max_examples=200, deadline=None)
+def test_a_placement_reads_back_as_it_was(placement: Placement) -> None:
+    found = decode_placement(placement.encode(), "x")
+    assert found == placement
+    assert found.encode() == placement.encode()
+
+
+@given(indexes)
+@settings(max_examples=100, deadline=None)
+def test_an_index_reads_back_as_it_was(content: bytes) -> None:
+    marks, places, names = decode_index(content, "x")
+    assert encode_index(dict(zip(marks, places, strict=True)), names) == content
+
+
+DECODERS: dict[str, tuple[Callable[[bytes], object], st.SearchStrategy[bytes]]] = {
+    "list": (lambda content: decode_list(content, "x").offsets, pack_lists().map(PackList.encode)),
+    "placement": (
+        lambda content: decode_placement(content, "x").encode(),
+        placements().map(Placement.encode),
+    ),
+    "index": (lambda content: decode_index(content, "x"), indexes),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_of_the_store_give_a_value_or_an_error_of_ours_and_cost_no_memory(
+    name: str, data: st.DataObject
+) -> None:
+    decode, whole = DECODERS[name]
+    content = data.draw(st.binary(max_size=300) | whole.flatmap(mutated))
+    assert peak_bytes_of(lambda: decode(content)) < 1 << 20
+
+
+@pytest.mark.parametrize("compression", Compression)
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_of_a_blob_give_as_many_as_are_promised_or_an_error(
+    compression: Compression, data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(1, 3))
+    plain = b"a page of memory ".ljust(units.CHUNK_BYTES, b".") * count
+    _, whole = BlobCompressor().compress(BlobKind.WHOLE, plain)
+    content = data.draw(st.binary(max_size=200) | mutated(whole))
+    entry = BlobEntry(
+        stored_bytes=max(1, len(content)),
+        chunks=data.draw(st.integers(1, 3)),
+        compression=compression,
+        kind=BlobKind.WHOLE,
+    )
+
+    def decode() -> None:
+        assert len(from_blob(entry, content, "x")) == entry.chunks * units.CHUNK_BYTES
+
+    assert peak_bytes_of(decode) < 4 << 20
+
+
+def test_a_blob_that_claims_more_than_its_list_is_refused_before_memory_is_spent() -> None:
+    bomb = zstandard.ZstdCompressor(level=1).compress(bytes(64 << 20))
+    entry = BlobEntry(stored_bytes=len(bomb), chunks=256, compression=Compression.ZSTD, kind=BlobKind.WHOLE)
+    with pytest.raises(ObjectCorrupt, match="claims 67108864"):
+        from_blob(entry, bomb, "x")
+    assert peak_bytes_of(lambda: from_blob(entry, bomb, "x")) < 1 << 20
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_an_object_that_claims_more_than_its_kind_may_have_is_refused(kind: Kind) -> None:
+    bomb = zstandard.ZstdCompressor(level=1).compress(bytes(300 << 20))
+    content = frame(kind, Compression.ZSTD, 300 << 20, bomb)
+    with pytest.raises(ObjectCorrupt, match="is the most"):
+        from_object(kind, "x", content)
+    smaller = frame(kind, Compression.ZSTD, 4096, bomb)
+    assert peak_bytes_of(lambda: from_object(kind, "x", smaller)) < 1 << 20
+
+
+def a_bomb(run_count: int, *, addresses: bool) -> bytes:
+    """The plain bytes of a placement of so many runs, which compress to nearly nothing."""
+    size = run_count * units.CHUNK_BYTES
+    ones, zeros = run_count, bytes(run_count)
+    layer = struct.pack(">I", ones) + zeros * 4 + b"\1" * ones + zeros * 3 + zeros * 4 + zeros * 4
+    space = struct.pack(">HI", 1, run_count) + b"x" + zeros * 16 + b"\1" * run_count + zeros * 7
+    return (
+        struct.pack(">32sII", bytes(32), 1, 1)
+        + struct.pack(">32sII", bytes(32), 1000, 10)
+        + struct.pack(">32sQHI", bytes(32), size, 0 if addresses else 1, 1 if addresses else 0)
+        + (space if addresses else layer)
+    )
+
+
+@pytest.mark.parametrize("addresses", [False, True])
+def test_a_placement_of_very_many_runs_takes_memory_in_proportion(*, addresses: bool) -> None:
+    content = a_bomb(200_000, addresses=addresses)
+    assert len(to_object(Kind.PLACEMENT, content)) < len(content) // 500
+    assert peak_bytes_of(lambda: decode_placement(content, "x")) < 8 * len(content)
 
 
 @pytest.mark.parametrize("kind", list(Kind))
@@ -201,6 +424,27 @@ def test_a_changed_chunk_gives_bytes_or_an_error_of_ours(content: bytes) -> None
 @given(texts)
 @settings(max_examples=200, deadline=None)
 def test_names_of_objects_are_read_only_as_they_are_written(text: str) -> None:
-    for name in (text, f"chunks/{text}", f"manifests/{text}", f"tags/{text}"):
-        assert layout.digest_in(name) is None
-        assert layout.tag_in(name) is None
+    for name in (text, *(f"{folder}/{text}" for folder in layout.FOLDERS)):
+        assert not layout.is_known(name)
+
+
+@given(digests, labels, st.integers(1, 99_999_999))
+def test_names_of_objects_say_what_they_are_of(digest: str, tag: str, serial: int) -> None:
+    found, other = units.CheckpointId(digest), units.Digest(digest)
+    for name in (layout.TagName(tag=units.Tag(tag), serial=serial, checkpoint=found),):
+        assert layout.tag_in(name.object) == name
+    placement = layout.PlacementName(checkpoint=found, serial=serial)
+    assert layout.placement_in(placement.object) == placement
+    signature = layout.SignatureName(checkpoint=found, public_key=digest)
+    assert layout.signature_in(signature.object) == signature
+    for made in (
+        layout.pack(other),
+        layout.chunk(other),
+        layout.index(other),
+        layout.manifest(found),
+        layout.receipt(found),
+    ):
+        assert layout.digest_in(made) == digest
+        assert layout.is_known(made)
+        assert not layout.is_known(f"{made}.bak")
+        assert not layout.is_known(made.upper())

@@ -26,7 +26,7 @@ def test_everything_is_fetched_and_compared_before_anything_is_started() -> None
     world = dumped_world()
     report = restore(restore_call(), restore_ports(world))
     started = world.journal.index("session")
-    for step in ("load", "compare files", "check pids", "fetch /staging/100/pstree.img"):
+    for step in ("check trust", "load", "compare files", "check pids", "fetch /staging/100/pstree.img"):
         assert world.journal.index(step) < started
     assert world.journal.index("restore 200") < world.journal.index("commit restore")
     assert report.pids == (100, 200)

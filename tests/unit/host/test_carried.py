@@ -14,7 +14,7 @@ from ckpt.host import sparse_copy
 from ckpt.host.carried import put_back
 from ckpt.host.inspection import syscalls
 from ckpt.model.checkpoint import CarriedFile, StoredFile
-from ckpt.units import ByteCount, Nanoseconds
+from ckpt.units import ByteCount, Digest, Nanoseconds
 
 MEGABYTE = 1 << 20
 
@@ -39,7 +39,7 @@ def carried(
         uid=os.getuid(),
         gid=os.getgid(),
         mtime_ns=Nanoseconds(10**18),
-        content=StoredFile(name="carried", size_bytes=ByteCount(size), mode=mode, chunks=()),
+        content=StoredFile(name="carried", size_bytes=ByteCount(size), mode=mode, root=Digest("ab" * 32)),
     )
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from random import Random
 
 import pytest
 from fakes.checkpoints import a_checkpoint
@@ -102,7 +103,7 @@ def test_what_is_no_directory_or_not_there_is_refused(tmp_path: Path) -> None:
 
 @needs_root
 def test_a_full_disk_is_told_and_nothing_half_written_remains(tmp_path: Path) -> None:
-    (tmp_path / "big").write_bytes(os.urandom(12 << 20))
+    (tmp_path / "big").write_bytes(os.urandom(60 << 20))
     (tmp_path / "mount").mkdir()
     outcome = child(
         """
@@ -110,7 +111,7 @@ def test_a_full_disk_is_told_and_nothing_half_written_remains(tmp_path: Path) ->
         from fakes.checkpoints import a_checkpoint
         from ckpt.errors import NoSpace
         from ckpt.store.opening import open_local
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", a], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=38m", "none", a], check=True)
         store = open_local(a + "/store")
         with store.writer() as writer:
             writer.commit(a_checkpoint())
@@ -118,8 +119,7 @@ def test_a_full_disk_is_told_and_nothing_half_written_remains(tmp_path: Path) ->
         used = os.statvfs(a).f_bfree
         try:
             with store.writer() as writer:
-                writer.add_file(b, "pages-1.img")
-                writer._settle(0)
+                writer.commit(a_checkpoint(writer.add_file(b, "pages-1.img")))
         except NoSpace as error:
             print(error.exit_code, error.place == a + "/store", error.needed_bytes > 1 << 20)
         left = [name for _, _, names in os.walk(a) for name in names]
@@ -144,7 +144,7 @@ def test_a_read_only_store_can_be_read_and_says_so_when_written(tmp_path: Path) 
         subprocess.run(["mount", "-o", "remount,ro,bind", a], check=True)
         store = open_local(a)
         [kept] = store.list()
-        store.fetch(kept.checkpoint.image_sets[0].files[0], b + "/fetched")
+        store.fetch(kept.id, kept.checkpoint.files[0], b + "/fetched")
         print(kept.id, store.verify(None).problems, open(b + "/fetched").read())
         for write in (lambda: store.writer().__enter__(), lambda: store.tag(kept.id, "t"), lambda: store.remove((kept.id,))):
             try:
@@ -184,7 +184,7 @@ def test_another_users_store_is_refused_with_what_to_do(tmp_path: Path) -> None:
 def test_a_locked_store_names_who_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ckpt.store.lock._ALONE_ATTEMPTS", 2)
     store = open_local(str(tmp_path / "store"))
-    code = "import sys; sys.path.insert(0, sys.argv[2])\nfrom ckpt.store.opening import open_local\nwith open_local(sys.argv[1]).writer(): print(); sys.stdout.flush(); sys.stdin.read()"
+    code = "import sys; sys.path.insert(0, sys.argv[2])\nfrom ckpt.store.opening import open_local\nwith open_local(sys.argv[1])._backend.writing(): print(); sys.stdout.flush(); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, store.place, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as writer:
@@ -195,6 +195,20 @@ def test_a_locked_store_names_who_is_at_work(tmp_path: Path, monkeypatch: pytest
         writer.kill()
         writer.wait()
         store.remove(())  # the lock ended with its holder
+
+
+def test_a_sweep_does_not_wait_for_a_writer_that_has_nothing_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckpt.store.lock._ALONE_ATTEMPTS", 2)
+    store = open_local(str(tmp_path / "store"))
+    checkpoint = put(store, tmp_path / "file", b"content")
+    with store.writer(checkpoint) as writer:
+        stored = writer.add_file(str(tmp_path / "file"), "x.img")
+        open_local(store.place).remove((checkpoint,))
+        found = writer.commit(a_checkpoint(stored, created_ns=2))
+    assert [kept.id for kept in store.list()] == [found]
+    assert store.verify(None).problems == ()
 
 
 def test_a_child_that_outlives_the_writer_does_not_keep_the_lock(tmp_path: Path) -> None:
@@ -214,47 +228,110 @@ def test_a_child_that_outlives_the_writer_does_not_keep_the_lock(tmp_path: Path)
         os.waitpid(pid, 0)
 
 
-def test_kill_9_at_any_moment_loses_nothing_that_was_committed(tmp_path: Path) -> None:
-    """Ten writers in turn, each killed a little later; what they had reported must be there."""
-    code = """
-        import os
-        from fakes.checkpoints import a_checkpoint
-        from ckpt.store.opening import open_local
+WRITER = """
+    import itertools, os, random
+    from fakes.checkpoints import a_checkpoint
+    from ckpt.store.opening import open_local
+    store, number, parent = open_local(a), int(c) * 100_000, None
+    content = bytearray(os.urandom(600 << 10))
+    for number in itertools.count(number):
+        for _ in range(5):
+            place = random.randrange(0, len(content), 4096)
+            content[place + 7 : place + 15] = os.urandom(8)
+        content[:4096] = os.urandom(4096)
+        with open(b, "wb") as file:
+            file.write(content)
+        with store.writer(parent) as writer:
+            stored = writer.add_file(b, "pages-1.img")
+            parent = writer.commit(a_checkpoint(stored, created_ns=number, job="j" + c))
+        print(parent, flush=True)
+"""
+PRUNER = """
+    from ckpt.errors import ObjectMissing
+    from ckpt.store.opening import open_local
+    # All but the newest three of each job, over and over.
+    while True:
         store = open_local(a)
-        for number in range(1000):
-            with open(b, "wb") as file:
-                file.write(os.urandom(3 << 20))
-            with store.writer() as writer:
-                stored = writer.add_file(b, "pages-1.img")
-                found = writer.commit(a_checkpoint(stored, created_ns=number))
-            print(found, flush=True)
-    """
-    place, file = tmp_path / "store", tmp_path / "file"
-    setup = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\na, b = sys.argv[1:]\n"
+        jobs = {}
+        for kept in store.list():
+            jobs.setdefault(kept.checkpoint.job, []).append(kept.id)
+        gone = tuple(found for ids in jobs.values() for found in ids[:-3])
+        print("removing", *gone, flush=True)
+        store.remove(gone)
+        print("removed", *gone, flush=True)
+"""
+
+
+def started(code: str, *arguments: object) -> subprocess.Popen[str]:
+    names = ", ".join("abcdef"[: len(arguments)])
+    setup = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n{names}, = sys.argv[1:]\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", setup + textwrap.dedent(code), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> list[list[str]]:
+    """Kill it wherever it is; the words of each whole line that it said since it was read last."""
+    process.send_signal(signal.SIGKILL)
+    assert process.stdout
+    # Not communicate(): that forgets what readline() has read ahead.
+    with process.stdout as lines:
+        out = lines.read()
+    assert process.wait() == -signal.SIGKILL, "it ended by itself"
+    return [line.split() for line in out.split("\n")[:-1]]
+
+
+def test_kill_9_at_any_moment_loses_nothing_that_was_reported(tmp_path: Path) -> None:
+    """Two writers and one that prunes, all killed and started again, at moments that differ each time."""
+    place, random = tmp_path / "store", Random(3)
+    open_local(str(place))
     reported: set[str] = set()
-    for number in range(10):
-        process = subprocess.Popen(
-            [sys.executable, "-c", setup + textwrap.dedent(code), str(place), str(file)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout
-        for _ in range(1 + number % 2):
-            reported.add(process.stdout.readline().strip())
-        # Somewhere in the next one, which takes about ten milliseconds.
+    maybe_gone: set[str] = set()
+    gone: set[str] = set()
+    for round_ in range(6):
+        writers = [
+            started(WRITER, place, tmp_path / f"file-{number}", 10 * number + round_ + 1)
+            for number in range(2)
+        ]
+        pruner = started(PRUNER, place)
+        firsts = []
+        for process in (*writers, pruner):
+            assert process.stdout
+            firsts.append(process.stdout.readline().split())
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=0.002 * number)
-        process.send_signal(signal.SIGKILL)
-        reported.update(process.stdout.read().split())
-        process.wait()
-        process.stdout.close()
-    store = open_local(str(place))
-    assert reported <= {kept.id for kept in store.list()}
-    assert store.verify(None).problems == ()
-    store.remove(())
-    assert store.verify(None).problems == ()
-    assert list((place / "tmp").iterdir()) == []
-    assert reported <= {kept.id for kept in store.list()}
+            pruner.wait(timeout=0.1 + random.random() / 2)
+        lines = [ended(process) for process in (*writers, pruner)]
+        said = [[first, *rest] for first, rest in zip(firsts, lines, strict=True)]
+        reported |= {line[0] for writer in said[:2] for line in writer}
+        for word, *ids in said[2]:
+            maybe_gone |= set(ids)
+            gone |= set(ids) if word == "removed" else set()
+        store = open_local(str(place))
+        there = {kept.id for kept in store.list()}
+        assert reported - maybe_gone <= there
+        assert not gone & there
+        assert store.verify(None).problems == ()
+    assert len(reported) > 12
+    assert gone
+    left = open_local(str(place))
+    left.remove(())
+    assert left.verify(None).problems == ()
+    assert list((place / "tmp").iterdir()) == [], "leases and temporary files of the dead"
+    assert left.remove(()).removed_objects == 0
+    assert reported - maybe_gone <= {kept.id for kept in left.list()}
+    placements = [name.split("@")[0] for name in os.listdir(place / "placements")]
+    assert sorted(placements) == sorted(kept.id for kept in left.list())
+
+
+def test_a_lease_of_the_living_is_no_leftover(tmp_path: Path) -> None:
+    store = open_local(str(tmp_path / "store"))
+    with store.writer():
+        [lease] = (tmp_path / "store/tmp").iterdir()
+        open_local(store.place).remove(())
+        assert lease.exists()
+    assert not lease.exists()
 
 
 def test_leftovers_of_the_dead_are_swept_with_their_space(tmp_path: Path) -> None:
@@ -289,8 +366,9 @@ def test_a_full_target_is_told_and_nothing_half_written_remains(tmp_path: Path) 
         from ckpt.store.opening import open_local
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", b], check=True)
         store = open_local(a)
+        [kept] = store.list()
         try:
-            store.fetch(store.list()[0].checkpoint.image_sets[0].files[0], b + "/target")
+            store.fetch(kept.id, kept.checkpoint.files[0], b + "/target")
         except NoSpace as error:
             print(error.place == b, os.listdir(b))
         """,
@@ -309,12 +387,12 @@ def test_a_target_that_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for target in ("fifo", "link", "."):
         with pytest.raises(OsRefused):
-            store.fetch(file, str(tmp_path / target))
+            store.fetch(checkpoint, file, str(tmp_path / target))
     assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
     # With a reader the FIFO could be opened: it must still be there afterwards.
     reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     with pytest.raises(OsRefused, match="not a regular file"):
-        store.fetch(file, str(tmp_path / "fifo"))
+        store.fetch(checkpoint, file, str(tmp_path / "fifo"))
     os.close(reader)
     assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
 
@@ -323,5 +401,5 @@ def test_a_fetch_replaces_the_whole_content_that_was_there(tmp_path: Path) -> No
     store = open_local(str(tmp_path / "store"))
     checkpoint = put(store, tmp_path / "file", bytes(5000))
     (tmp_path / "target").write_bytes(b"x" * 9000)
-    store.fetch(store.load(checkpoint).checkpoint.image_sets[0].files[0], str(tmp_path / "target"))
+    store.fetch(checkpoint, store.load(checkpoint).checkpoint.files[0], str(tmp_path / "target"))
     assert (tmp_path / "target").read_bytes() == bytes(5000)

@@ -1,0 +1,261 @@
+"""Damage to manifests, and manifests that lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raw import Document, changed, packed, put_manifest, put_placement, put_signature
+from recipes import CORRUPT, FORMAT, MISSING, Base, Change, Expected, Sets, cut, delete, flip, swap, told
+
+from ckpt.store import layout
+
+
+def manifest_sets(base: Base) -> int:
+    sets = Sets(base)
+    _broken(base, sets)
+    _written(base, sets)
+    _lying(base, sets)
+    return sets.write("manifest")
+
+
+def _broken(base: Base, sets: Sets) -> None:
+    """Manifests that were good. What they need is known from their placements, so that sweeps go on."""
+    name, other = layout.manifest(base.newest), layout.manifest(base.older)
+    size = len(base.raw(name))
+
+    def add(which: str, about: str, change: Change, says: str) -> None:
+        error = CORRUPT | {"says": says}
+        expect = {"list": error, "restore": error}
+        sets.add(
+            f"manifest-{which}", about, [change], expect=expect, verify=[told(CORRUPT, base.newest, says)]
+        )
+
+    gone = MISSING | {"says": f"has no checkpoint {base.newest}"}
+    sets.add(
+        "manifest-gone",
+        "a manifest is deleted: its checkpoint does not exist, and what belonged to it is garbage",
+        [delete(name)],
+        expect={"restore": gone},
+    )
+    sets.add(
+        "manifest-parent-gone",
+        "the parent's manifest is deleted: nobody follows parents, and deltas need packs alone",
+        [delete(other)],
+    )
+    add("empty", "a manifest has no bytes", cut(name, 0), "0 bytes are too few")
+    add("cut", "a manifest is cut off", cut(name, size - 1), f"{size - 32} bytes should follow the header")
+    add(
+        "header-flipped",
+        "a bit of the version: damage, not a newer ckpt",
+        flip(name, 13),
+        "check sum of its header",
+    )
+    add("body-flipped", "a bit of the body is flipped", flip(name, size // 2), "")
+    says = "the digest of its content is"
+    error = CORRUPT | {"says": says}
+    sets.add(
+        "manifest-swapped",
+        "two manifests changed places",
+        [swap(name, other)],
+        expect={"list": error, "restore": error},
+        verify=[told(CORRUPT, found, says) for found in (base.older, base.newest)],
+    )
+    error = CORRUPT | {"says": "it is marked b'RCPT'"}
+    sets.add(
+        "manifest-is-a-receipt",
+        "it changed places with its receipt",
+        [swap(name, layout.receipt(base.newest))],
+        expect={"list": error, "restore": error},
+        verify=[told(CORRUPT, base.newest, "it is marked b'RCPT'")],
+    )
+
+
+def _written(base: Base, sets: Sets) -> None:
+    """Manifests with the right digest, as an attacker or a broken ckpt may write them."""
+    pages = [file.name for file in base.checkpoint.image_sets[0].files].index("pages-1.img")
+    file = f"image_sets[0].files[{pages}]"
+
+    def add(
+        which: str, about: str, change: Callable[[Document], object], says: str, error: Expected = CORRUPT
+    ) -> None:
+        found, made = put_manifest(base, changed(base, change))
+        expected = error | {"says": says}
+        sets.add(
+            f"manifest-{which}",
+            about,
+            [made],
+            expect={"list": expected, "restore": expected, "sweep": expected},
+            verify=[told(error, found, says)],
+            restore=found,
+            cure=[found],
+        )
+
+    def value(key: str, content: object) -> Callable[[Document], object]:
+        return lambda document: document["value"].__setitem__(key, content)
+
+    def pages_file(key: str, content: object) -> Callable[[Document], object]:
+        return lambda document: document["value"]["image_sets"][0]["files"][pages].__setitem__(key, content)
+
+    def carried(path: str) -> Callable[[Document], object]:
+        return lambda document: document["value"]["carried_files"][0].__setitem__("path", path)
+
+    def cgroup(key: str, content: object) -> Callable[[Document], object]:
+        return lambda document: document["value"]["workload"]["cgroups"][0].__setitem__(key, content)
+
+    def root(content: object) -> Callable[[Document], object]:
+        return lambda document: document["value"]["workload"]["trees"][0].__setitem__("root", content)
+
+    def version(number: object) -> Callable[[Document], object]:
+        return lambda document: document.__setitem__("version", number)
+
+    newer = "in version 3, and this ckpt reads version 2 and older"
+    add("newer", "version 3 of the manifest", version(3), newer, FORMAT)
+    add("no-version", "a version that is none", version(0), "version: '0' is no version")
+    add("of-version-1", "it says that it is of version 1", version(1), "field 'root' where 'chunks' belongs")
+    add(
+        "of-another-kind",
+        "a document of another kind",
+        lambda document: document.__setitem__("kind", "receipt"),
+        "kind: it is a document of the kind 'receipt'",
+    )
+    add("no-msgpack", "no msgpack", lambda _: b"\xc1" * 64, "no msgpack that belongs here")
+    add("with-a-tail", "bytes behind it", lambda d: packed(d) + b"x", "1 bytes too many at its end")
+    add(
+        "unknown-field",
+        "a field that nobody knows",
+        value("colour", "red"),
+        "1 fields too many, the first is 'colour'",
+    )
+    add(
+        "field-gone",
+        "a field is missing",
+        lambda document: document["value"].pop("carried_files"),
+        "the field 'carried_files' is missing",
+    )
+    add(
+        "wrong-type",
+        "a text for a number",
+        root("1"),
+        "workload.trees[0].root: a text where a number belongs",
+    )
+    add("out-of-range", "a pid that cannot be", root(1 << 40), "trees[0].root: 1099511627776 is not between")
+    add(
+        "too-deep",
+        "lists in lists in lists",
+        value("timers", _nested(400)),
+        "timers[0]: no msgpack that belongs",
+    )
+    add(
+        "lying-count",
+        "a list that claims four thousand million items",
+        lambda document: (
+            packed(document | {"value": document["value"] | {"carried_files": []}})[:-1]
+            + b"\xdd\xff\xff\xff\xff"
+        ),
+        "carried_files: a list of 4294967295 items",
+    )
+    add(
+        "name-climbs",
+        "an image file that climbs out of its directory",
+        pages_file("name", "../../etc/cron.d/x"),
+        f"{file}.name: '../../etc/cron.d/x' is not the plain name of a file",
+    )
+    add(
+        "name-is-parent",
+        "a file called ..",
+        pages_file("name", ".."),
+        f"{file}.name: '..' is not the plain name",
+    )
+    add(
+        "name-too-long",
+        "a name of 300 bytes",
+        pages_file("name", "x" * 300),
+        "a file name of more than 255 bytes",
+    )
+    add(
+        "name-twice",
+        "two files of one name",
+        pages_file("name", "pstree.img"),
+        "a second file of the name 'pstree",
+    )
+    add(
+        "set-uid-bits",
+        "a mode with type bits",
+        pages_file("mode", 0o120777),
+        f"{file}.mode: 0o120777 has other bits than permissions",
+    )
+    add(
+        "negative-size",
+        "a file of -1 bytes",
+        pages_file("size_bytes", -1),
+        f"{file}.size_bytes: -1 is not between",
+    )
+    add("short-root", "a root of 3 bytes", pages_file("root", b"abc"), f"{file}.root: a digest of 3 bytes")
+    add(
+        "carried-climbs",
+        "a carried file that climbs",
+        carried("/dev/shm/../../etc/shadow"),
+        "carried_files[0].path: '/dev/shm/../../etc/shadow' is not an absolute path",
+    )
+    add(
+        "carried-relative",
+        "a carried file without a directory",
+        carried("ring"),
+        "'ring' is not an absolute path",
+    )
+    add("cgroup-climbs", "a cgroup outside", cgroup("path", "/a/../.."), "cgroups[0].path: '/a/../..' is not")
+    add(
+        "cgroup-setting-climbs",
+        "a setting that is a path",
+        cgroup("settings", [{"name": "../release_agent", "value": "/bin/sh"}]),
+        "settings[0].name: '../release_agent' is not the plain name",
+    )
+    add("job-climbs", "a job that is no name", value("job", "../web"), "job: '../web' is no name")
+    add(
+        "image-set-gone",
+        "a tree without images",
+        value("image_sets", []),
+        "image_sets: 0 image sets for 1 trees",
+    )
+
+
+def _lying(base: Base, sets: Sets) -> None:
+    """Manifests whose every field may be so, and which are signed, but which their placements do not fit."""
+
+    def add(which: str, about: str, fields: dict[str, Any], says: str) -> None:
+        def change(document: Document) -> None:
+            files = document["value"]["image_sets"][0]["files"]
+            next(file for file in files if file["name"] == "pages-1.img").update(fields)
+
+        found, made = put_manifest(base, changed(base, change))
+        placement = put_placement(base, base.placement(base.newest), found)
+        expected = CORRUPT | {"says": says}
+        sets.add(
+            f"manifest-{which}",
+            about,
+            [made, placement, put_signature(base, found)],
+            expect={"restore": expected},
+            verify=[told(CORRUPT, found, says)],
+            restore=found,
+        )
+
+    where = "it does not say where pages-1.img is"
+    add("lying-size", "a file of 1 TiB where there are a few chunks", {"size_bytes": 1 << 40}, where)
+    add("lying-short", "a file that is shorter than its chunks", {"size_bytes": 4096}, where)
+    add("lying-root", "a root that no file has", {"root": bytes(32)}, where)
+    found, made = put_manifest(base, changed(base, lambda document: document["value"].update(message="x")))
+    missing = MISSING | {"says": f"has no placement {found}"}
+    sets.add(
+        "manifest-unplaced",
+        "a manifest without a placement",
+        [made, put_signature(base, found)],
+        expect={"restore": missing, "sweep": missing},
+        verify=[told(MISSING, found, "has no placement")],
+        restore=found,
+        cure=[found],
+    )
+
+
+def _nested(depth: int) -> list[Any]:
+    return [_nested(depth - 1)] if depth else []
