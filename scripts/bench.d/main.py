@@ -6,6 +6,7 @@ import argparse
 import sys
 
 import freeze
+import store
 
 
 def main() -> int:
@@ -16,6 +17,7 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     freeze.register(commands)
+    store.register(commands)
     arguments = parser.parse_args()
     return arguments.run(arguments)
 
