@@ -13,7 +13,7 @@ from typing import Final
 
 from ckpt.codec.frame import HEADER_BYTES, SALT_BYTES, Compression, Kind, pack_header
 from ckpt.codec.hooks import is_hook
-from ckpt.codec.limits import BLOB_CHUNKS_MAX
+from ckpt.codec.limits import BLOB_CHUNKS_MAX, PACK_BLOBS_MAX
 from ckpt.codec.pack import TRAILER, BlobEntry, BlobKind, PackList
 from ckpt.codec.placement import PackRef
 from ckpt.store import layout
@@ -23,8 +23,11 @@ from ckpt.store.packs import LIST_NUMBER
 from ckpt.store.vault import Vault
 from ckpt.units import CHUNK_BYTES, ByteCount, Digest
 
-PACK_BLOBS: Final = 16
-"""Blobs of a new pack: it is compressed in memory, and made durable with one fsync(2)."""
+PACK_CHUNKS: Final = 16 * BLOB_CHUNKS_MAX
+"""Chunks of a new pack: it is compressed in memory, and made durable with one fsync(2)."""
+
+BLOB_CHUNKS: Final = {BlobKind.WHOLE: BLOB_CHUNKS_MAX, BlobKind.DELTA: BLOB_CHUNKS_MAX // 4}
+"""Chunks of a new blob. Whoever reads a page of a long chain needs a few deltas of each of many generations."""
 
 DENSE_CHUNKS: Final = 4096
 """An index of new packs with at most so many whole chunks names all of them, not the hooks alone."""
@@ -85,6 +88,12 @@ class _Pack:
     kinds: list[BlobKind] = field(default_factory=list)
     digests: list[list[bytes]] = field(default_factory=list)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no further blob belongs in it; each counts as one that will be full."""
+        chunks = sum(BLOB_CHUNKS[kind] for kind in self.kinds)
+        return len(self.blobs) >= PACK_BLOBS_MAX or chunks + BLOB_CHUNKS_MAX > PACK_CHUNKS
+
 
 class PackBuilder:
     """Makes packs. Its caller is one thread; compressing and writing is done in the pool."""
@@ -110,21 +119,21 @@ class PackBuilder:
 
     def add(self, kind: BlobKind, chunks: bytes, digests: list[bytes]) -> list[tuple[int, int, int]]:
         """Take in chunks that follow each other; gives how many went where: (count, pack's place, number)."""
-        if len(digests) == BLOB_CHUNKS_MAX and self._can_stand_alone(kind):
+        if len(digests) == BLOB_CHUNKS[kind] and self._can_stand_alone(kind):
             # As it stands in memory, a blob of its own: nothing is copied.
             return [self._add_whole_blob(kind, chunks, digests)]
         places = []
         at = 0
         while at < len(digests):
             blob = self._open.get(kind) or self._begin_blob(kind)
-            count = min(BLOB_CHUNKS_MAX - len(blob.digests), len(digests) - at)
+            count = min(BLOB_CHUNKS[kind] - len(blob.digests), len(digests) - at)
             places.append((count, blob.pack.place, blob.number * BLOB_CHUNKS_MAX + len(blob.digests)))
             whole = count == len(digests)
             blob.parts.append(chunks if whole else chunks[at * CHUNK_BYTES : (at + count) * CHUNK_BYTES])
             blob.digests += digests if whole else digests[at : at + count]
             self._count(kind, digests[at : at + count], blob.pack)
             at += count
-            if len(blob.digests) == BLOB_CHUNKS_MAX:
+            if len(blob.digests) == BLOB_CHUNKS[kind]:
                 self._end_blob(kind)
         return places
 
@@ -153,7 +162,7 @@ class PackBuilder:
 
     def _can_stand_alone(self, kind: BlobKind) -> bool:
         blob = self._open.get(kind)
-        return blob is None or self._pack is None or len(self._pack.blobs) < PACK_BLOBS
+        return blob is None or self._pack is None or not self._pack.is_full
 
     def _add_whole_blob(self, kind: BlobKind, chunks: bytes, digests: list[bytes]) -> tuple[int, int, int]:
         pack = self._pack_with_room()
@@ -178,7 +187,7 @@ class PackBuilder:
             self.hooks.update((digest, pack.place) for digest in digests if is_hook(digest))
 
     def _pack_with_room(self) -> _Pack:
-        if self._pack is not None and len(self._pack.blobs) >= PACK_BLOBS:
+        if self._pack is not None and self._pack.is_full:
             for kind in list(self._open):
                 self._end_blob(kind)
             self._end_pack()
@@ -193,7 +202,7 @@ class PackBuilder:
         self._write_full(pack)
 
     def _write_full(self, pack: _Pack) -> None:
-        if len(pack.blobs) == PACK_BLOBS and not self._open and pack is self._pack:
+        if pack.is_full and not self._open and pack is self._pack:
             self._end_pack()
 
     def _sealed(self, pack: _Pack, number: int, plain: bytes) -> tuple[Compression, bytes]:

@@ -13,10 +13,12 @@ _Value = TypeVar("_Value")
 
 
 class Recent(Generic[_Key, _Value]):
-    """The `capacity` values that were asked for last. For several threads."""
+    """The values that were asked for last, as many as weigh no more than `capacity` together. For several threads."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, weigh: Callable[[_Value], int] = lambda _: 1) -> None:
         self._capacity = capacity
+        self._weigh = weigh
+        self._weight = 0
         self._kept: OrderedDict[_Key, Future[_Value]] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -30,13 +32,24 @@ class Recent(Generic[_Key, _Value]):
             else:
                 found, mine = Future(), True
                 self._kept[key] = found
-                if len(self._kept) > self._capacity:
-                    self._kept.popitem(last=False)
         if mine:
             try:
-                found.set_result(make())
+                made = make()
             except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it, and so does the caller
                 with self._guard:
                     self._kept.pop(key, None)
                 found.set_exception(error)
+            else:
+                found.set_result(made)
+                self._make_room(self._weigh(made))
         return found.result()
+
+    def _make_room(self, weight: int) -> None:
+        with self._guard:
+            self._weight += weight
+            while self._weight > self._capacity and len(self._kept) > 1:
+                key, oldest = next(iter(self._kept.items()))
+                if not oldest.done():
+                    return  # it is being made: whoever makes it comes here next
+                del self._kept[key]
+                self._weight -= self._weigh(oldest.result())

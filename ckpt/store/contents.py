@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ckpt.codec.frame import Kind
 from ckpt.codec.limits import BLOB_CHUNKS_MAX
@@ -34,6 +34,15 @@ class Piece:
     offset: int
     size_bytes: int
     number: int
+
+
+class Before(NamedTuple):
+    """What new chunks are compared with: `deltas` are the numbers of those that have a delta to their whole chunk."""
+
+    digests: bytes | bytearray
+    whole: bytes | bytearray
+    whole_digests: bytes | bytearray
+    deltas: frozenset[int]
 
 
 class Contents(Protocol):
@@ -135,6 +144,26 @@ class PlacedContents:
     def composed(self, file: PlacedFile, first: int, count: int) -> bytes | bytearray:
         """The bytes of chunks as the packs give them: unverified."""
         return self.layers(file.layers, first, count)
+
+    def before(self, file: PlacedFile, first: int, count: int) -> Before:
+        """The chunks without their deltas, and which have some; every blob that they need has been read.
+
+        Raises:
+            ObjectMissing, ObjectCorrupt: one cannot be.
+        """
+        whole = self.layers(file.layers[:1], first, count)
+        digests = self.digests(file, first, count)
+        deltas: set[int] = set()
+        read: set[tuple[int, int]] = set()
+        for layer in file.layers[1:]:
+            for start, length, pack, chunk in layer.within(first, count):
+                blob = (pack, chunk // BLOB_CHUNKS_MAX)
+                if blob not in read:
+                    read.add(blob)
+                    self._packs.blob(self.placement.packs[pack], blob[1])
+                deltas.update(range(start - first, start - first + length))
+        whole_digests = self.layer_digests(file.layers[:1], first, count) if deltas else digests
+        return Before(digests, whole, whole_digests, frozenset(deltas))
 
     def layers(self, layers: tuple[Layer, ...], first: int, count: int) -> bytes | bytearray:
         """The bytes of chunks as these layers alone give them: unverified."""

@@ -7,6 +7,7 @@ GIL. Nothing here changes the store.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ from ckpt.codec.pack import DIGEST_BYTES
 from ckpt.codec.placement import PlacedFile
 from ckpt.errors import CkptError
 from ckpt.store.building import chunk_padded
-from ckpt.store.contents import PIECE_CHUNKS, PlacedContents
+from ckpt.store.contents import PIECE_CHUNKS, Before, PlacedContents
 from ckpt.store.memory import different_parts
 from ckpt.store.parent import Aligned, Alignment
 from ckpt.units import CHUNK_BYTES
@@ -137,14 +138,13 @@ class Examiner:
         assert self._alignment is not None
         contents = self._alignment.parent.contents
         try:
-            before = contents.composed(piece.file, piece.chunk, piece.length)
-            digests = contents.digests(piece.file, piece.chunk, piece.length)
+            before = contents.before(piece.file, piece.chunk, piece.length)
         except CkptError:
             # What cannot be read of the parent is stored anew.
             work.fresh(piece.start, piece.length)
             work.damaged |= contents.packs_of(piece.file, piece.chunk, piece.length)
             return
-        work.compare(piece, before, split_digests(digests), contents)
+        work.compare(piece, before, contents)
 
     def _by_digests(self, first: int, count: int, known: bytes) -> Examined:
         work = _Work(first, count, b"")
@@ -193,26 +193,45 @@ class _Work:
         at = start - self._first
         self._add_fresh(start, self.digests[at : at + count])
 
-    def compare(
-        self,
-        piece: Aligned,
-        before: bytes | bytearray,
-        digests: list[bytes],
-        contents: PlacedContents,
-    ) -> None:
-        """Chunks with their counterparts, and the digests that those should have."""
+    def compare(self, piece: Aligned, before: Before, contents: PlacedContents) -> None:
+        """Chunks with their counterparts.
+
+        Those that have no delta are compared byte by byte. To compare one that has, its digest is quicker than the
+        XOR of the two; that the delta is whole was seen when its blob was read.
+        """
+        digests = split_digests(before.digests)
+        whole_digests = split_digests(before.whole_digests) if before.deltas else digests
         self._note(piece.start, digests)
-        offset = (piece.start - self._first) * CHUNK_BYTES
         done = 0
-        size = len(before)
-        for group in different_parts(self._data, offset, before, range(0, size, _GROUP * CHUNK_BYTES)):
-            end = min(group + _GROUP * CHUNK_BYTES, size)
-            for at in different_parts(self._data, offset, before, range(group, end, CHUNK_BYTES)):
-                number = at // CHUNK_BYTES
-                self._add_same(piece.start + done, number - done, piece)
-                self._add_changed(piece, number, before[at : at + CHUNK_BYTES], digests[number], contents)
-                done = number + 1
+        for number in sorted(before.deltas.union(self._different(piece, before.whole))):
+            at = (piece.start - self._first + number) * CHUNK_BYTES
+            new = self._data[at : at + CHUNK_BYTES]
+            digest = hashlib.sha256(new).digest()
+            if digest == digests[number]:
+                if number in before.deltas:
+                    continue
+                # Other bytes than its own are read of the parent's chunk.
+                self.damaged |= contents.packs_of(piece.file, piece.chunk + number, 1)
+            self._add_same(piece.start + done, number - done, piece)
+            done = number + 1
+            self._note(piece.start + number, [digest])
+            if digest != ZERO_DIGEST:
+                old = before.whole[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+                # Never a delta to a delta: what is read for a chunk stays two pieces, however long the chain is.
+                found = delta(new, old, whole_digests[number])
+                self.parts.append(
+                    Changed(piece.start + number, digest, piece.file, piece.chunk + number, found)
+                )
         self._add_same(piece.start + done, piece.length - done, piece)
+
+    def _different(self, piece: Aligned, whole: bytes | bytearray) -> Iterator[int]:
+        """The numbers of the chunks whose bytes are not these."""
+        offset = (piece.start - self._first) * CHUNK_BYTES
+        size = len(whole)
+        for group in different_parts(self._data, offset, whole, range(0, size, _GROUP * CHUNK_BYTES)):
+            end = min(group + _GROUP * CHUNK_BYTES, size)
+            for at in different_parts(self._data, offset, whole, range(group, end, CHUNK_BYTES)):
+                yield at // CHUNK_BYTES
 
     def compare_digests(self, piece: Aligned, before: list[bytes]) -> None:
         """Chunks by their digests alone."""
@@ -235,31 +254,6 @@ class _Work:
                 at = (part.start - self._first) * CHUNK_BYTES
                 found = _delta_to_whole(data[at : at + CHUNK_BYTES], part.file, part.chunk, contents)
                 self.parts[place] = part._replace(delta=found)
-
-    def _add_changed(
-        self,
-        piece: Aligned,
-        number: int,
-        before: bytes | bytearray,
-        listed: bytes,
-        contents: PlacedContents,
-    ) -> None:
-        start, chunk = piece.start + number, piece.chunk + number
-        at = (start - self._first) * CHUNK_BYTES
-        new = self._data[at : at + CHUNK_BYTES]
-        digest = hashlib.sha256(new).digest()
-        self._note(start, [digest])
-        if digest == listed:
-            # Other bytes than its own are read of the parent's chunk.
-            self.damaged |= contents.packs_of(piece.file, chunk, 1)
-        if digest == ZERO_DIGEST:
-            return
-        if any(layer.within(chunk, 1) for layer in piece.file.layers[1:]):
-            # Never a delta to a delta: what is read for a chunk stays two pieces, however long the chain is.
-            found = _delta_to_whole(new, piece.file, chunk, contents)
-        else:
-            found = delta(new, before, listed)
-        self.parts.append(Changed(start, digest, piece.file, chunk, found))
 
     def _note(self, start: int, digests: list[bytes]) -> None:
         at = start - self._first

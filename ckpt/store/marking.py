@@ -10,16 +10,15 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Final
 
-from ckpt.codec.limits import BLOB_CHUNKS_MAX
 from ckpt.codec.placement import PackRef, Placement
 from ckpt.codec.v1 import ChunkedCheckpoint
 from ckpt.errors import FormatUnknown, ObjectCorrupt, ObjectMissing
-from ckpt.store.building import PACK_BLOBS
+from ckpt.store.building import PACK_CHUNKS
 from ckpt.store.objects import Objects
 from ckpt.units import CheckpointId, Digest
 
-EVERY_CHUNK: Final = (1 << PACK_BLOBS * BLOB_CHUNKS_MAX) - 1
-"""The bits of a pack as writers make it, of which everything is needed."""
+EVERY_CHUNK: Final = (1 << PACK_CHUNKS) - 1
+"""The bits of a pack of whole blobs as writers make it, of which everything is needed."""
 
 
 @dataclass(slots=True)

@@ -21,8 +21,8 @@ from ckpt.store.sealing import NotAuthentic
 from ckpt.store.vault import Vault, not_authentic
 from ckpt.units import ByteCount, Digest
 
-BLOBS_KEPT: Final = 16
-"""1 MiB each. A restore reads the blobs of a file and of each layer of deltas from front to back."""
+BLOB_BYTES_KEPT: Final = 32 << 20
+"""A restore reads the whole chunks of a file, and the deltas of every generation, from front to back."""
 
 _LISTS_KEPT: Final = 256
 """About 130 KiB each."""
@@ -41,7 +41,7 @@ class Packs:
         self._vault = vault
         self._lists: Recent[PackRef, PackList] = Recent(_LISTS_KEPT)
         self._salts: Recent[str, bytes] = Recent(_LISTS_KEPT)
-        self._blobs: Recent[tuple[str, int], bytes] = Recent(BLOBS_KEPT)
+        self._blobs: Recent[tuple[str, int], bytes] = Recent(BLOB_BYTES_KEPT, len)
 
     def list_of(self, pack: PackRef) -> PackList:
         """What is in the pack.

@@ -50,11 +50,11 @@ LAYOUTS = {
 }
 
 FIGURES = {
-    "PACK_BLOBS": building.PACK_BLOBS,
+    "PACK_CHUNKS": building.PACK_CHUNKS,
     "DENSE_CHUNKS": building.DENSE_CHUNKS,
     "RECENT_CHUNKS": similar.RECENT_CHUNKS,
     "CHAMPIONS": similar.CHAMPIONS,
-    "BLOBS_KEPT": packs.BLOBS_KEPT,
+    "BLOB_BYTES_KEPT": packs.BLOB_BYTES_KEPT,
 }
 
 Rows = list[tuple[str, str]]
