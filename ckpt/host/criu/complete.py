@@ -7,15 +7,13 @@ Source: criu/pagemap.c (read_local_page), criu/cr-dump.c; the flags in criu/incl
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from ckpt.errors import ObjectCorrupt, RestoreFailed
-from ckpt.host.criu.imagefile import read_entries
+from ckpt.errors import RestoreFailed
+from ckpt.host.criu.addresses import page_map, page_maps, present_pages
 from ckpt.units import PAGE_BYTES
 
-_PRESENT: Final = 1 << 2
 _REMEDY: Final = "Fetch or dump the checkpoint again."
 
 
@@ -31,31 +29,12 @@ def check_complete(images: Path) -> None:
             raise RestoreFailed(
                 cause=f"the image set {images} is not complete: it has no {name}", remedy=_REMEDY
             )
-    expected: dict[int, int] = {}
-    with os.scandir(images) as entries:
-        maps = [Path(entry.path) for entry in entries if entry.name.startswith("pagemap-")]
-    for path in maps:
-        pages_id, pages = _pages_of(path)
-        expected[pages_id] = expected.get(pages_id, 0) + pages
-    for pages_id, pages in expected.items():
-        _check_length(images / f"pages-{pages_id}.img", pages * PAGE_BYTES)
-
-
-def _pages_of(path: Path) -> tuple[int, int]:
-    """The number of the pages file that this map describes, and how many pages of it are in that file."""
-    entries = read_entries(path, "PAGEMAP", "pagemap_entry", first="pagemap_head")
-    if not entries:
-        raise ObjectCorrupt(kind="image file", name=path.name, reason="it has no head")
-    return entries[0].pages_id, sum(_present(entry) for entry in entries[1:])
-
-
-def _present(entry: Any) -> int:
-    if entry.HasField("flags"):
-        if not entry.flags & _PRESENT:
-            return 0
-    elif entry.in_parent:
-        return 0
-    return int(entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages)
+    expected: dict[str, int] = {}
+    for path in page_maps(images):
+        pages_file, entries = page_map(path)
+        expected[pages_file] = expected.get(pages_file, 0) + sum(map(present_pages, entries))
+    for pages_file, pages in expected.items():
+        _check_length(images / pages_file, pages * PAGE_BYTES)
 
 
 def _check_length(path: Path, expected_bytes: int) -> None:
