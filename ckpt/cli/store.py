@@ -7,7 +7,7 @@ from typing import Final
 from ckpt.cli.lazy import make_group
 
 COMMANDS: Final = {
-    "init": ("ckpt.cli.store_init", "Make a store: encrypted, or with signatures required."),
+    "init": ("ckpt.cli.store_init", "Make a store, plain or encrypted."),
     "stats": ("ckpt.cli.store_stats", "Show what the checkpoints of each job take."),
     "set": ("ckpt.cli.store_set", "Change a setting of the store."),
     "rekey": ("ckpt.cli.store_rekey", "Give an encrypted store another key."),

@@ -37,12 +37,12 @@ class Piece:
 
 
 class Before(NamedTuple):
-    """What new chunks are compared with: `deltas` are the numbers of those that have a delta to their whole chunk."""
+    """What new chunks are compared with: whole chunks, and by their numbers the deltas that some have to those."""
 
     digests: bytes | bytearray
     whole: bytes | bytearray
     whole_digests: bytes | bytearray
-    deltas: frozenset[int]
+    deltas: dict[int, bytes]
 
 
 class Contents(Protocol):
@@ -146,24 +146,26 @@ class PlacedContents:
         return self.layers(file.layers, first, count)
 
     def before(self, file: PlacedFile, first: int, count: int) -> Before:
-        """The chunks without their deltas, and which have some; every blob that they need has been read.
+        """The chunks without their deltas, and those.
 
         Raises:
-            ObjectMissing, ObjectCorrupt: one cannot be.
+            ObjectMissing, ObjectCorrupt: a blob of them cannot be read.
         """
         whole = self.layers(file.layers[:1], first, count)
         digests = self.digests(file, first, count)
-        deltas: set[int] = set()
-        read: set[tuple[int, int]] = set()
+        deltas: dict[int, bytes] = {}
         for layer in file.layers[1:]:
             for start, length, pack, chunk in layer.within(first, count):
-                blob = (pack, chunk // BLOB_CHUNKS_MAX)
-                if blob not in read:
-                    read.add(blob)
-                    self._packs.blob(self.placement.packs[pack], blob[1])
-                deltas.update(range(start - first, start - first + length))
+                blob = self._packs.blob(self.placement.packs[pack], chunk // BLOB_CHUNKS_MAX)
+                for number in range(start - first, start - first + length):
+                    at = (chunk % BLOB_CHUNKS_MAX + number - start + first) * CHUNK_BYTES
+                    found = blob[at : at + CHUNK_BYTES]
+                    if len(found) != CHUNK_BYTES:
+                        raise self._no_chunks(pack, chunk, length)
+                    there = deltas.get(number)
+                    deltas[number] = _xor(bytearray(there), found) if there else found
         whole_digests = self.layer_digests(file.layers[:1], first, count) if deltas else digests
-        return Before(digests, whole, whole_digests, frozenset(deltas))
+        return Before(digests, whole, whole_digests, deltas)
 
     def layers(self, layers: tuple[Layer, ...], first: int, count: int) -> bytes | bytearray:
         """The bytes of chunks as these layers alone give them: unverified."""

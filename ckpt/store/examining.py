@@ -111,6 +111,12 @@ class Examiner:
         """What must be read in order, by the thread that calls examine() or has it called."""
         return self._source.take(first, count)
 
+    def examine_all(self, pieces: list[tuple[int, int]], prepared: list[bytes | None]) -> list[Examined]:
+        """Look at several pieces, one after the other."""
+        return [
+            self.examine(first, count, data) for (first, count), data in zip(pieces, prepared, strict=True)
+        ]
+
     def examine(self, first: int, count: int, prepared: bytes | None) -> Examined:
         """Look at a piece of the file."""
         known = self._source.digests(first, count)
@@ -194,31 +200,29 @@ class _Work:
         self._add_fresh(start, self.digests[at : at + count])
 
     def compare(self, piece: Aligned, before: Before, contents: PlacedContents) -> None:
-        """Chunks with their counterparts.
-
-        Those that have no delta are compared byte by byte. To compare one that has, its digest is quicker than the
-        XOR of the two; that the delta is whole was seen when its blob was read.
-        """
+        """Chunks with their counterparts, all byte by byte: no digest of the parent's is believed for that."""
         digests = split_digests(before.digests)
         whole_digests = split_digests(before.whole_digests) if before.deltas else digests
         self._note(piece.start, digests)
         done = 0
-        for number in sorted(before.deltas.union(self._different(piece, before.whole))):
+        for number in sorted(before.deltas.keys() | set(self._different(piece, before.whole))):
             at = (piece.start - self._first + number) * CHUNK_BYTES
             new = self._data[at : at + CHUNK_BYTES]
+            old = before.whole[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+            bits = int.from_bytes(new, "little") ^ int.from_bytes(old, "little")
+            known = before.deltas.get(number)
+            if known is not None and bits == int.from_bytes(known, "little"):
+                continue
             digest = hashlib.sha256(new).digest()
             if digest == digests[number]:
-                if number in before.deltas:
-                    continue
                 # Other bytes than its own are read of the parent's chunk.
                 self.damaged |= contents.packs_of(piece.file, piece.chunk + number, 1)
             self._add_same(piece.start + done, number - done, piece)
             done = number + 1
             self._note(piece.start + number, [digest])
             if digest != ZERO_DIGEST:
-                old = before.whole[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
                 # Never a delta to a delta: what is read for a chunk stays two pieces, however long the chain is.
-                found = delta(new, old, whole_digests[number])
+                found = _worthy(bits, old, whole_digests[number])
                 self.parts.append(
                     Changed(piece.start + number, digest, piece.file, piece.chunk + number, found)
                 )
@@ -281,14 +285,11 @@ class _Work:
             self.parts.append(Same(start, count, piece.file, piece.chunk + start - piece.start))
 
 
-def delta(new: bytes, before: bytes | bytearray, listed: bytes) -> bytes | None:
-    """The XOR of a chunk with its counterpart; None where that is no use, or the counterpart is damaged."""
-    if before == ZERO_CHUNK:
+def _worthy(bits: int, before: bytes | bytearray, listed: bytes) -> bytes | None:
+    """The bits in which a chunk differs, as a delta; None where that is no use, or what it is to is damaged."""
+    if bits.bit_count() > _DELTA_BITS_MAX or before == ZERO_CHUNK:
         return None
-    bits = int.from_bytes(new, "little") ^ int.from_bytes(before, "little")
-    if bits.bit_count() > _DELTA_BITS_MAX or hashlib.sha256(before).digest() != listed:
-        return None
-    return bits.to_bytes(CHUNK_BYTES, "little")
+    return bits.to_bytes(CHUNK_BYTES, "little") if hashlib.sha256(before).digest() == listed else None
 
 
 def _delta_to_whole(new: bytes, file: PlacedFile, chunk: int, contents: PlacedContents) -> bytes | None:
@@ -298,7 +299,8 @@ def _delta_to_whole(new: bytes, file: PlacedFile, chunk: int, contents: PlacedCo
         listed = bytes(contents.layer_digests(file.layers[:1], chunk, 1))
     except CkptError:
         return None
-    return delta(new, before, listed)
+    bits = int.from_bytes(new, "little") ^ int.from_bytes(before, "little")
+    return _worthy(bits, before, listed)
 
 
 def split_digests(joined: bytes | bytearray) -> list[bytes]:
