@@ -518,6 +518,8 @@ def test_a_freeze_from_above_is_62(scene: Scene, traces: Traces, compiled: Path)
     workload = Workload(traces, compiled)
     inner = Cgroup(workload.cgroup.path / "inner").create()
     pid = workload.spawn(["sleep", "1000"], traces.folder)
+    # Its shell enters the cgroup by itself: moved too early, it would come back.
+    await_condition(lambda: pid in workload.pids(), lambda: "the process to enter its cgroup")
     (inner.path / "cgroup.procs").write_text(str(pid))
     (workload.cgroup.path / "cgroup.freeze").write_text("1")
     error = refused(scene.ckpt, 62, "wrong-state", "dump", "--cgroup", str(inner))
