@@ -6,7 +6,7 @@ Rules: F12, F13 and F101 of images/FORMAT.md. They are read for ever, and never 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ckpt.model.checkpoint import (
     CarriedFile,
@@ -98,18 +98,13 @@ class ChunkedCheckpoint:
 
     def today(self) -> Checkpoint:
         """The checkpoint as later versions describe it."""
+        same = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in {"image_sets", "carried_files"}
+        }
         return Checkpoint(
-            job=self.job,
-            message=self.message,
-            created_ns=self.created_ns,
-            parent=self.parent,
-            frozen_ns=self.frozen_ns,
-            dump_ns=self.dump_ns,
-            host=self.host,
-            clocks=self.clocks,
-            timers=self.timers,
-            options=self.options,
-            workload=self.workload,
+            **same,
             image_sets=tuple(
                 ImageSet(
                     root=images.root,
@@ -118,7 +113,6 @@ class ChunkedCheckpoint:
                 )
                 for images in self.image_sets
             ),
-            inodes=self.inodes,
             carried_files=tuple(
                 CarriedFile(
                     path=carried.path,

@@ -11,7 +11,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import BinaryIO, Final
 
@@ -237,9 +237,7 @@ class Writer:
         finally:
             for future in running:
                 future.cancel()
-            for future in running:
-                with suppress(BaseException):  # they use the source, which is about to be closed
-                    future.result()
+            wait(running)  # they use the source, which is about to be closed
 
     def _placement(self, checkpoint: CheckpointId, content: Checkpoint) -> Placement:
         files: dict[str, PlacedFile] = {}
