@@ -21,6 +21,7 @@ from fakes.trust import OwnKey
 from fakes.values import a_page, touched
 
 from ckpt.codec.records import StoreConfig
+from ckpt.errors import WrongKey
 from ckpt.store import layout, parallel, repacking, upgrading, writer
 from ckpt.store.indexing import read_index
 from ckpt.store.opening import Keys, open_store
@@ -333,7 +334,7 @@ def test_a_store_whose_key_is_changed_opens_with_one_of_the_two(monkeypatch: pyt
         try:
             open_store(backend, create=False, keys=Keys(secret=lambda: b"new"))
             outcomes.add("new")
-        except Exception:
+        except WrongKey:
             assert not returned
             outcomes.add("old")
     assert outcomes == {"old", "new"}
