@@ -13,12 +13,13 @@ from ckpt.codec.document import DocumentType
 from ckpt.codec.frame import Kind
 from ckpt.codec.records import Receipt, ReceiptV1, Signature, StoreConfig, StoreConfigV1, TagMark
 from ckpt.codec.v1 import ChunkedCheckpoint
+from ckpt.codec.v2 import CheckpointV2
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.units import CHUNK_BYTES, CheckpointId, Digest
 
 CONFIG: Final = DocumentType(kind=Kind.CONFIG, version=2, content=StoreConfig, older={1: StoreConfigV1})
 MANIFEST: Final = DocumentType(
-    kind=Kind.MANIFEST, version=2, content=Checkpoint, older={1: ChunkedCheckpoint}
+    kind=Kind.MANIFEST, version=3, content=Checkpoint, older={1: ChunkedCheckpoint, 2: CheckpointV2}
 )
 RECEIPT: Final = DocumentType(kind=Kind.RECEIPT, version=2, content=Receipt, older={1: ReceiptV1})
 TAG_MARK: Final = DocumentType(kind=Kind.TAG, version=1, content=TagMark)

@@ -1,10 +1,11 @@
 """What a value must satisfy beyond the types of its fields, so that nothing hostile travels inside.
 
-Rules: F20 to F29, F79, F98, F101 and F102 of images/FORMAT.md.
+Rules: F20 to F29, F79, F98, F101, F102, F106 and F107 of images/FORMAT.md.
 """
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -13,7 +14,9 @@ from ckpt.codec.limits import CHUNK_BYTES_MAX, KDF_COST_LOG2_MAX, KDF_COST_LOG2_
 from ckpt.codec.packed import Refused
 from ckpt.codec.records import Encryption, Signature, StoreConfigV1, TagMark
 from ckpt.codec.v1 import Chunk, ChunkedCarriedFile, ChunkedCheckpoint, ChunkedFile, ChunkedImageSet
-from ckpt.model.checkpoint import CarriedFile, Checkpoint, ImageSet, StoredFile
+from ckpt.codec.v2 import CheckpointV2
+from ckpt.model.checkpoint import CarriedFile, Checkpoint, ImageSet, SavedFile, StoredFile, Volume
+from ckpt.model.inodes import Identity
 from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.units import PAGE_BYTES
 
@@ -55,6 +58,22 @@ def _check_carried_file(carried: CarriedFile | ChunkedCarriedFile) -> None:
     _refuse("path", names.refuse_absolute_path(carried.path))
 
 
+def _check_saved_file(saved: SavedFile) -> None:
+    _refuse("path", names.refuse_absolute_path(saved.path))
+    if not stat.S_ISREG(saved.mode):
+        _refuse("mode", f"{saved.mode:#o} is not that of a regular file")
+
+
+def _check_volume(volume: Volume) -> None:
+    _refuse("mountpoint", names.refuse_absolute_path(volume.mountpoint))
+    _refuse("filesystem", names.refuse_component(volume.filesystem))
+
+
+def _check_identity(identity: Identity) -> None:
+    if identity.inode == 0:
+        _refuse("inode", "0, which no file has")
+
+
 def _check_cgroup(cgroup: CgroupRecord) -> None:
     _refuse("path", names.refuse_absolute_path(cgroup.path))
 
@@ -63,7 +82,7 @@ def _check_cgroup_setting(setting: CgroupSetting) -> None:
     _refuse("name", names.refuse_component(setting.name))
 
 
-def _check_checkpoint(checkpoint: Checkpoint | ChunkedCheckpoint) -> None:
+def _check_checkpoint(checkpoint: Checkpoint | CheckpointV2 | ChunkedCheckpoint) -> None:
     images, trees = len(checkpoint.image_sets), len(checkpoint.workload.trees)
     if images != trees:
         _refuse("image_sets", f"{images} image sets for {trees} trees")
@@ -111,6 +130,10 @@ RULES: Final[Mapping[type[Any], Callable[[Any], None]]] = {
     CarriedFile: _check_carried_file,
     CgroupRecord: _check_cgroup,
     CgroupSetting: _check_cgroup_setting,
+    SavedFile: _check_saved_file,
+    Volume: _check_volume,
+    Identity: _check_identity,
+    CheckpointV2: _check_checkpoint,
     Checkpoint: _check_checkpoint,
     StoreConfigV1: _check_store_config_v1,
     Encryption: _check_encryption,

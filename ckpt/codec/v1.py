@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, fields
 
+from ckpt.codec.v2 import InodeRecordV2
 from ckpt.model.checkpoint import (
     CarriedFile,
     Checkpoint,
@@ -18,7 +19,6 @@ from ckpt.model.checkpoint import (
     StoredFile,
 )
 from ckpt.model.clocks import Clocks, PendingTimer
-from ckpt.model.inodes import InodeRecord
 from ckpt.model.workload import Workload
 from ckpt.units import ByteCount, CheckpointId, Digest, JobName, Nanoseconds, Pid
 
@@ -85,7 +85,7 @@ class ChunkedCheckpoint:
     options: DumpOptions
     workload: Workload
     image_sets: tuple[ChunkedImageSet, ...]
-    inodes: tuple[InodeRecord, ...]
+    inodes: tuple[InodeRecordV2, ...]
     carried_files: tuple[ChunkedCarriedFile, ...]
 
     @property
@@ -101,7 +101,7 @@ class ChunkedCheckpoint:
         same = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in {"image_sets", "carried_files"}
+            if field.name not in {"image_sets", "inodes", "carried_files"}
         }
         return Checkpoint(
             **same,
@@ -113,6 +113,10 @@ class ChunkedCheckpoint:
                 )
                 for images in self.image_sets
             ),
+            inodes=tuple(inode.today() for inode in self.inodes),
+            waits=(),
+            saved_files=(),
+            volumes=(),
             carried_files=tuple(
                 CarriedFile(
                     path=carried.path,

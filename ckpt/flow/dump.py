@@ -328,6 +328,7 @@ class _Dump:
             host=ports.inspector.host_facts(),
             clocks=view.clocks,
             timers=tuple(timer for images in self.images for timer in ports.dumper.timers(images.directory)),
+            waits=(),
             options=self.call.options,
             workload=workload,
             image_sets=tuple(self._store_images(images) for images in self.images),
@@ -342,6 +343,8 @@ class _Dump:
                 for images in self.images
                 for carried, copy in images.carried
             ),
+            saved_files=(),
+            volumes=(),
         )
 
     def _store_images(self, images: _TreeImages) -> ImageSet:

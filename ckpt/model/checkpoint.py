@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckpt.model.clocks import Clocks, PendingTimer
+from ckpt.model.clocks import Clocks, PendingTimer, PendingWait
 from ckpt.model.inodes import InodeRecord
 from ckpt.model.workload import Workload
-from ckpt.units import ByteCount, CheckpointId, Digest, JobName, Nanoseconds, Pid
+from ckpt.units import ByteCount, CheckpointId, DeviceNumber, Digest, JobName, Nanoseconds, Pid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +112,32 @@ class CarriedFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SavedFile:
+    """A file that the user asked to be kept with the memory, as it was at the freeze; `mode` has its type bits."""
+
+    path: str
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: Nanoseconds
+    content: StoredFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A file system of the job's own, in an image file that is mounted through a loop device with a number of ours.
+
+    `mountpoint` is absolute; `device` is what stat(2) gives for files on it; `content` is the whole image at the
+    freeze.
+    """
+
+    mountpoint: str
+    filesystem: str
+    device: DeviceNumber
+    content: StoredFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """One instant of a workload: image sets, clocks, inodes and host facts.
 
@@ -128,11 +154,14 @@ class Checkpoint:
     host: HostFacts
     clocks: Clocks
     timers: tuple[PendingTimer, ...]
+    waits: tuple[PendingWait, ...]
     options: DumpOptions
     workload: Workload
     image_sets: tuple[ImageSet, ...]
     inodes: tuple[InodeRecord, ...]
     carried_files: tuple[CarriedFile, ...]
+    saved_files: tuple[SavedFile, ...]
+    volumes: tuple[Volume, ...]
 
     @property
     def image_bytes(self) -> ByteCount:
@@ -141,8 +170,10 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """Every file of it: those of the image sets in their order, then what is carried."""
+        """Every file of it: those of the image sets in their order, what is carried, what was saved, the volumes."""
         return (
             *(file for images in self.image_sets for file in images.files),
             *(carried.content for carried in self.carried_files),
+            *(saved.content for saved in self.saved_files),
+            *(volume.content for volume in self.volumes),
         )

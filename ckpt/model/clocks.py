@@ -57,6 +57,22 @@ class PendingTimer:
     interval_ns: Nanoseconds
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingWait:
+    """A system call in which a thread waited at the freeze, and how long it still had to.
+
+    `pid` and `thread` are as this host saw them, `call` is the kernel's name of it ("poll", "clock_nanosleep").
+    `left_ns` is what remained at the freeze: None where that is not known, or where the wait has no end. `clock`
+    is the kernel's name of the clock that the wait is measured by.
+    """
+
+    pid: Pid
+    thread: Pid
+    call: str
+    clock: str
+    left_ns: Nanoseconds | None
+
+
 class TimePolicy(StrEnum):
     """What a restored workload's clocks make of the time spent in the checkpoint."""
 

@@ -19,6 +19,14 @@ class InodePolicy(StrEnum):
     IGNORE = "ignore"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What stat(2) tells two files apart by."""
+
+    device: DeviceNumber
+    inode: InodeNumber
+
+
 class FileKind(StrEnum):
     """The type bits of a mode."""
 
@@ -89,14 +97,17 @@ class FileSystem:
 class InodeRecord:
     """One file at the freeze.
 
-    `path` is as the holder sees it, without the kernel's " (deleted)". `generation`, `btime_ns`,
-    `build_id` (hex) and `handle` (type and hex) are None where the file system or the file has none.
+    `path` is as the holder sees it, without the kernel's " (deleted)"; of what has no place in a file system it is
+    the kernel's name: "pipe:[4711]", "socket:[4712]", "/memfd:name". `generation`, `btime_ns`, `build_id` (hex)
+    and `handle` (type and hex) are None where the file system or the file has none. `seen` is the identity that
+    the workload sees, None where that is the real one.
     """
 
     path: str
     kind: FileKind
     device: DeviceNumber
     inode: InodeNumber
+    seen: Identity | None
     generation: int | None
     size_bytes: ByteCount
     mode: int
@@ -113,6 +124,36 @@ class InodeRecord:
     digest: Digest | None
     digest_state: DigestState
     roles: tuple[Role, ...]
+
+    @property
+    def identity(self) -> Identity:
+        """The identity that the workload saw at the freeze, and must go on seeing."""
+        return self.seen or Identity(device=self.device, inode=self.inode)
+
+
+class InodeMethod(StrEnum):
+    """How a restored workload came to see the identity of a file; the first that can is taken."""
+
+    SAME = "same"  # it is the same file still
+    PINNED = "pinned"  # the very inode was kept under a second name, and put back
+    PLACED = "placed"  # a copy was made that has the number
+    VIRTUAL = "virtual"  # the task's stat calls are answered with the recorded numbers
+    NONE = "none"  # it sees other numbers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InodeOutcome:
+    """What became of one file's identity at a restore.
+
+    `recorded` is what the workload saw at the dump, `found` what the file has on this host, and `seen` what the
+    restored workload really sees: asked from its side, before it ran on.
+    """
+
+    path: str
+    recorded: Identity
+    found: Identity
+    seen: Identity
+    method: InodeMethod
 
 
 class Difference(StrEnum):

@@ -66,7 +66,7 @@ class Objects:
         return MANIFEST.decode(self.manifest_bytes(checkpoint), checkpoint)
 
     def read_manifest_as_written(self, checkpoint: CheckpointId) -> Any:
-        """The same, as the version describes it in which it is written: a Checkpoint, or one of codec/v1.py."""
+        """The same, as the version describes it in which it is written: a Checkpoint, or one of codec/v1.py or v2.py."""
         return MANIFEST.decode_any(self.manifest_bytes(checkpoint), checkpoint)[1]
 
     def has(self, checkpoint: CheckpointId) -> bool:

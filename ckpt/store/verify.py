@@ -125,6 +125,7 @@ class Verification:
                     if checkpoint not in needed_by[-1:]:
                         needed_by.append(checkpoint)
         else:
+            manifest = manifest if isinstance(manifest, Checkpoint) else manifest.today()
             self._check_files(checkpoint, manifest)
         self._noting(layout.receipt(checkpoint), partial(self._check_receipt, checkpoint, manifest))
 

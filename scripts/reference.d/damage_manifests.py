@@ -100,6 +100,9 @@ def _written(base: Base, sets: Sets) -> None:
     def carried(path: str) -> Callable[[Document], object]:
         return lambda document: document["value"]["carried_files"][0].__setitem__("path", path)
 
+    def kept(field: str, key: str, content: object) -> Callable[[Document], object]:
+        return lambda document: document["value"][field][0].__setitem__(key, content)
+
     def cgroup(key: str, content: object) -> Callable[[Document], object]:
         return lambda document: document["value"]["workload"]["cgroups"][0].__setitem__(key, content)
 
@@ -109,10 +112,12 @@ def _written(base: Base, sets: Sets) -> None:
     def version(number: object) -> Callable[[Document], object]:
         return lambda document: document.__setitem__("version", number)
 
-    newer = "in version 3, and this ckpt reads version 2 and older"
-    add("newer", "version 3 of the manifest", version(3), newer, FORMAT)
+    newer = "in version 4, and this ckpt reads version 3 and older"
+    add("newer", "version 4 of the manifest", version(4), newer, FORMAT)
     add("no-version", "a version that is none", version(0), "version: '0' is no version")
-    add("of-version-1", "it says that it is of version 1", version(1), "field 'root' where 'chunks' belongs")
+    add(
+        "of-version-1", "it says that it is of version 1", version(1), "field 'waits' where 'options' belongs"
+    )
     add(
         "of-another-kind",
         "a document of another kind",
@@ -130,8 +135,8 @@ def _written(base: Base, sets: Sets) -> None:
     add(
         "field-gone",
         "a field is missing",
-        lambda document: document["value"].pop("carried_files"),
-        "the field 'carried_files' is missing",
+        lambda document: document["value"].pop("volumes"),
+        "the field 'volumes' is missing",
     )
     add(
         "wrong-type",
@@ -150,10 +155,9 @@ def _written(base: Base, sets: Sets) -> None:
         "lying-count",
         "a list that claims four thousand million items",
         lambda document: (
-            packed(document | {"value": document["value"] | {"carried_files": []}})[:-1]
-            + b"\xdd\xff\xff\xff\xff"
+            packed(document | {"value": document["value"] | {"volumes": []}})[:-1] + b"\xdd\xff\xff\xff\xff"
         ),
-        "carried_files: a list of 4294967295 items",
+        "volumes: a list of 4294967295 items",
     )
     add(
         "name-climbs",
@@ -203,6 +207,36 @@ def _written(base: Base, sets: Sets) -> None:
         "a carried file without a directory",
         carried("ring"),
         "'ring' is not an absolute path",
+    )
+    add(
+        "saved-climbs",
+        "a saved file that climbs",
+        kept("saved_files", "path", "/srv/../etc/shadow"),
+        "saved_files[0].path: '/srv/../etc/shadow' is not an absolute path",
+    )
+    add(
+        "saved-device",
+        "a saved file that is a device",
+        kept("saved_files", "mode", 0o020666),
+        "saved_files[0].mode: 0o20666 is not that of a regular file",
+    )
+    add(
+        "volume-relative",
+        "a volume that is mounted nowhere",
+        kept("volumes", "mountpoint", "srv"),
+        "volumes[0].mountpoint: 'srv' is not an absolute path",
+    )
+    add(
+        "volume-of-a-path",
+        "a volume whose type is a path",
+        kept("volumes", "filesystem", "../ext4"),
+        "volumes[0].filesystem: '../ext4' is not the plain name",
+    )
+    add(
+        "seen-as-nothing",
+        "a file that was seen under the number 0",
+        kept("inodes", "seen", {"device": 1, "inode": 0}),
+        "inodes[0].seen.inode: 0, which no file has",
     )
     add("cgroup-climbs", "a cgroup outside", cgroup("path", "/a/../.."), "cgroups[0].path: '/a/../..' is not")
     add(

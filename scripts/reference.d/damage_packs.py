@@ -224,7 +224,7 @@ def forge(base: Base, listed: bytes, blobs: bytes, digests: bytes) -> tuple[list
             "root": bytes.fromhex(root.root()),
         }
         document["value"]["image_sets"][0]["files"] = [file]
-        document["value"]["carried_files"] = []
+        document["value"] |= {"carried_files": [], "saved_files": [], "volumes": []}
 
     checkpoint, manifest = put_manifest(base, changed(base, one_file))
     ref = PackRef(name=name, object_bytes=ByteCount(len(content)), list_bytes=ByteCount(len(listed)))

@@ -94,9 +94,18 @@ def write(store: Store, pid: int, images: Path, parent: CheckpointId | None) -> 
             ring = Path(directory, "ring")
             ring.write_bytes(bytes(CHUNK_BYTES) + RING[parent is None])
             carried = writer.add_file(str(ring), f"carried-{0 if parent is None else 1}")
+            saved = writer.add_file(str(ring), "saved-0")
+            volume = writer.add_file(str(ring), "volume-0")
         if parent is None:
             return commit(writer, of_process(pid, a_checkpoint(*files, carried=carried)))
-        newer = a_checkpoint(*files, created_ns=CREATED + 60 * SECOND, message="", carried=carried)
+        newer = a_checkpoint(
+            *files,
+            created_ns=CREATED + 60 * SECOND,
+            message="",
+            carried=carried,
+            saved=saved,
+            volume=volume,
+        )
         return commit(writer, dataclasses.replace(of_process(pid, newer), parent=parent))
 
 

@@ -14,10 +14,12 @@ from ckpt.model.checkpoint import (
     DumpStatistics,
     HostFacts,
     ImageSet,
+    SavedFile,
     StoredFile,
+    Volume,
 )
-from ckpt.model.clocks import Clocks, PendingTimer, TimeOffsets, TimerKind
-from ckpt.model.inodes import DigestState, FileKind, FileSystem, InodeRecord, Role, RoleKind
+from ckpt.model.clocks import Clocks, PendingTimer, PendingWait, TimeOffsets, TimerKind
+from ckpt.model.inodes import DigestState, FileKind, FileSystem, Identity, InodeRecord, Role, RoleKind
 from ckpt.model.workload import (
     CgroupRecord,
     CgroupSetting,
@@ -74,6 +76,14 @@ TIMER = PendingTimer(
     interval_ns=Nanoseconds(1_000_000_000),
 )
 
+WAIT = PendingWait(
+    pid=Pid(4242),
+    thread=Pid(4243),
+    call="clock_nanosleep",
+    clock="CLOCK_MONOTONIC",
+    left_ns=Nanoseconds(1_250_000_000),
+)
+
 OPTIONS = DumpOptions(
     tcp_established=True,
     file_locks=True,
@@ -97,6 +107,7 @@ INODE = InodeRecord(
     kind=FileKind.REGULAR,
     device=DeviceNumber(65024),
     inode=InodeNumber(393258),
+    seen=Identity(device=DeviceNumber(0xFE00), inode=InodeNumber(1234567)),
     generation=2718281828,
     size_bytes=ByteCount(35664),
     mode=0o100755,
@@ -211,6 +222,8 @@ def a_checkpoint(
     created_ns: int = CREATED,
     carried: StoredFile | None = None,
     message: str = "before the upgrade",
+    saved: StoredFile | None = None,
+    volume: StoredFile | None = None,
 ) -> Checkpoint:
     """A checkpoint of one tree with these image files."""
     return Checkpoint(
@@ -223,6 +236,7 @@ def a_checkpoint(
         host=HOST,
         clocks=CLOCKS,
         timers=(TIMER,),
+        waits=(WAIT,),
         options=OPTIONS,
         workload=WORKLOAD,
         image_sets=(ImageSet(root=Pid(4242), files=files, statistics=STATISTICS),),
@@ -231,6 +245,7 @@ def a_checkpoint(
             replace(
                 INODE,
                 path="/tmp/gone",
+                seen=None,
                 deleted=True,
                 generation=None,
                 btime_ns=None,
@@ -252,6 +267,29 @@ def a_checkpoint(
                     gid=0,
                     mtime_ns=Nanoseconds(-1),
                     content=carried,
+                ),
+            )
+        ),
+        saved_files=(
+            ()
+            if saved is None
+            else (
+                SavedFile(
+                    path="/srv/state.db",
+                    mode=0o100640,
+                    uid=0,
+                    gid=0,
+                    mtime_ns=Nanoseconds(1_700_000_000_000_000_003),
+                    content=saved,
+                ),
+            )
+        ),
+        volumes=(
+            ()
+            if volume is None
+            else (
+                Volume(
+                    mountpoint="/srv/volume", filesystem="ext4", device=DeviceNumber(0x7B00), content=volume
                 ),
             )
         ),

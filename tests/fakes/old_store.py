@@ -13,7 +13,9 @@ from ckpt.codec.frame import Kind
 from ckpt.codec.objects import checkpoint_id, digest_of
 from ckpt.codec.records import ReceiptV1, StoreConfigV1, TagMark
 from ckpt.codec.v1 import Chunk, ChunkedCheckpoint, ChunkedFile, ChunkedImageSet
+from ckpt.codec.v2 import InodeRecordV2
 from ckpt.model.checkpoint import Checkpoint
+from ckpt.model.inodes import InodeRecord
 from ckpt.store import layout
 from ckpt.store.compress import to_object
 from ckpt.store.layout import TagName
@@ -45,13 +47,23 @@ def an_old_store() -> tuple[Disk, dict[CheckpointId, dict[str, bytes]]]:
     return disk, made
 
 
+def in_version_2(inode: InodeRecord) -> InodeRecordV2:
+    """The record as versions 1 and 2 write it."""
+    return InodeRecordV2(**{field.name: getattr(inode, field.name) for field in fields(InodeRecordV2)})
+
+
 def _write(backend: MemoryBackend, files: dict[str, bytes], created_ns: int) -> CheckpointId:
     chunked = tuple(_file(backend, name, content) for name, content in files.items())
     today = a_checkpoint(created_ns=created_ns)
     same = {field.name: getattr(today, field.name) for field in fields(Checkpoint)}
     [images] = today.image_sets
     old = ChunkedImageSet(root=images.root, files=chunked, statistics=images.statistics)
-    plain = _MANIFEST.encode(ChunkedCheckpoint(**same | {"image_sets": (old,), "carried_files": ()}))
+    for name in ("waits", "saved_files", "volumes"):
+        del same[name]
+    inodes = tuple(in_version_2(inode) for inode in today.inodes)
+    plain = _MANIFEST.encode(
+        ChunkedCheckpoint(**same | {"image_sets": (old,), "inodes": inodes, "carried_files": ()})
+    )
     found = checkpoint_id(plain)
     receipt = ReceiptV1(
         checkpoint=found,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import stat
 import struct
 import tracemalloc
 import typing
@@ -25,7 +26,16 @@ from ckpt.codec.pack import BlobEntry, BlobKind, PackList, decode_list
 from ckpt.codec.placement import Layer, PackRef, PlacedFile, Placement, decode_placement
 from ckpt.codec.records import Encryption, Signature, TagMark
 from ckpt.errors import CkptError, ObjectCorrupt
-from ckpt.model.checkpoint import AddressRun, CarriedFile, Checkpoint, ImageSet, StoredFile
+from ckpt.model.checkpoint import (
+    AddressRun,
+    CarriedFile,
+    Checkpoint,
+    ImageSet,
+    SavedFile,
+    StoredFile,
+    Volume,
+)
+from ckpt.model.inodes import Identity
 from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.store import layout
 from ckpt.store.compress import BlobCompressor, from_blob, from_object, to_object
@@ -93,6 +103,13 @@ SPECIAL[ImageSet] = st.builds(
 )
 paths = st.lists(components, min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
 SPECIAL[CarriedFile] = st.builds(dataclasses.replace, values_of(CarriedFile), path=paths)
+SPECIAL[SavedFile] = st.builds(
+    dataclasses.replace, values_of(SavedFile), path=paths, mode=modes.map(lambda bits: stat.S_IFREG | bits)
+)
+SPECIAL[Volume] = st.builds(dataclasses.replace, values_of(Volume), mountpoint=paths, filesystem=components)
+SPECIAL[Identity] = st.builds(
+    Identity, device=st.integers(**UINT64), inode=st.integers(1, UINT64["max_value"])
+)
 SPECIAL[CgroupSetting] = st.builds(CgroupSetting, name=components, value=texts)
 SPECIAL[CgroupRecord] = st.builds(dataclasses.replace, values_of(CgroupRecord), path=paths)
 SPECIAL[Encryption] = st.builds(

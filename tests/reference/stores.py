@@ -15,7 +15,7 @@ from ckpt.store.store import Store
 
 IMAGES = Path(__file__).parents[2] / "images"
 
-BASES = ("head", "sealed", "v1/head")
+BASES = ("head", "sealed", "v1/head", "v2/head")
 
 USES = ("open", "list", "restore", "write", "sweep")
 """What the damaged sets say the error of; verify has its own list."""

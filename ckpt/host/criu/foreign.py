@@ -98,6 +98,9 @@ def describe(directory: Path, *, job: JobName | None, message: str) -> ForeignIm
             ),
             inodes=(),
             carried_files=(),
+            saved_files=(),
+            volumes=(),
+            waits=(),
         ),
     )
 

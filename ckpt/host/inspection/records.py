@@ -88,6 +88,7 @@ def record(held: HeldFile, details: Details, digest: Digest | None, state: Diges
         kind=kind_of(status.st_mode),
         device=DeviceNumber(status.st_dev),
         inode=InodeNumber(status.st_ino),
+        seen=None,
         generation=details.generation,
         size_bytes=ByteCount(status.st_size),
         mode=status.st_mode,
