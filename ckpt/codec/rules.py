@@ -86,6 +86,9 @@ def _check_checkpoint(checkpoint: Checkpoint | CheckpointV2 | ChunkedCheckpoint)
     images, trees = len(checkpoint.image_sets), len(checkpoint.workload.trees)
     if images != trees:
         _refuse("image_sets", f"{images} image sets for {trees} trees")
+    if isinstance(checkpoint, Checkpoint):
+        for index, directory in enumerate(checkpoint.saved_directories):
+            _refuse(f"saved_directories[{index}]", names.refuse_absolute_path(directory))
 
 
 def _check_store_config_v1(config: StoreConfigV1) -> None:

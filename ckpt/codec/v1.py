@@ -116,6 +116,7 @@ class ChunkedCheckpoint:
             inodes=tuple(inode.today() for inode in self.inodes),
             waits=(),
             saved_files=(),
+            saved_directories=(),
             volumes=(),
             carried_files=tuple(
                 CarriedFile(

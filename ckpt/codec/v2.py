@@ -79,5 +79,6 @@ class CheckpointV2:
             inodes=tuple(inode.today() for inode in self.inodes),
             waits=(),
             saved_files=(),
+            saved_directories=(),
             volumes=(),
         )

@@ -344,6 +344,7 @@ class _Dump:
                 for carried, copy in images.carried
             ),
             saved_files=(),
+            saved_directories=(),
             volumes=(),
         )
 

@@ -142,7 +142,8 @@ class Checkpoint:
     """One instant of a workload: image sets, clocks, inodes and host facts.
 
     `created_ns` is CLOCK_REALTIME at the freeze. `image_sets` are in the order of `workload.trees`.
-    `frozen_ns` is from the freeze of the first task to the thaw of the last.
+    `frozen_ns` is from the freeze of the first task to the thaw of the last. `saved_directories` are those whose
+    files were all saved: what else is in them at a restore was not there.
     """
 
     job: JobName | None
@@ -161,6 +162,7 @@ class Checkpoint:
     inodes: tuple[InodeRecord, ...]
     carried_files: tuple[CarriedFile, ...]
     saved_files: tuple[SavedFile, ...]
+    saved_directories: tuple[str, ...]
     volumes: tuple[Volume, ...]
 
     @property

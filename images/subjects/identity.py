@@ -81,7 +81,7 @@ class Victim:
         # An address of a unix socket is short, the folder's path may be long.
         self._listening.bind("socket")
         self._listening.listen()
-        self._notes = os.open("notes", os.O_RDONLY)
+        self._read = {name: os.open(name, os.O_RDONLY) for name in ("notes", "first-name", "folder/inner")}
         self._folder = os.open("folder", os.O_RDONLY | os.O_DIRECTORY)
 
     def _remember(self) -> None:
@@ -99,7 +99,7 @@ class Victim:
         logs = ("rollback.db", "wal.db", "wal.db-wal", "wal.db-shm", "followed.log", "watched.log")
         paths = {name: f"{self._files}/{name}" for name in (*names, *logs)} | {"its folder": self._files}
         descriptors = {
-            "notes": self._notes,
+            **self._read,
             "mapped": self._mapping_fd,
             "locked": self._lock,
             "folder": self._folder,
@@ -261,8 +261,10 @@ def put(path: str, content: dict[str, object]) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    what, _, rest = (__doc__ or "").partition("Usage: ")
+    usage, _, how = rest.partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage=usage, description=what, epilog=how, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--files")
     parser.add_argument("--control", required=True)

@@ -284,6 +284,7 @@ def a_checkpoint(
                 ),
             )
         ),
+        saved_directories=() if saved is None else ("/srv",),
         volumes=(
             ()
             if volume is None

@@ -85,10 +85,16 @@ def values_of(type_: typing.Any) -> st.SearchStrategy[typing.Any]:
 
 
 def fitting(checkpoint: Checkpoint) -> Checkpoint:
-    """With as many image sets as trees."""
+    """With as many image sets as trees, and directories that are paths."""
     count = min(len(checkpoint.image_sets), len(checkpoint.workload.trees))
     workload = dataclasses.replace(checkpoint.workload, trees=checkpoint.workload.trees[:count])
-    return dataclasses.replace(checkpoint, workload=workload, image_sets=checkpoint.image_sets[:count])
+    directories = tuple(f"/{number}" for number, _ in enumerate(checkpoint.saved_directories))
+    return dataclasses.replace(
+        checkpoint,
+        workload=workload,
+        image_sets=checkpoint.image_sets[:count],
+        saved_directories=directories,
+    )
 
 
 SPECIAL: dict[typing.Any, st.SearchStrategy[typing.Any]] = {}

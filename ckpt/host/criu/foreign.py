@@ -99,6 +99,7 @@ def describe(directory: Path, *, job: JobName | None, message: str) -> ForeignIm
             inodes=(),
             carried_files=(),
             saved_files=(),
+            saved_directories=(),
             volumes=(),
             waits=(),
         ),
