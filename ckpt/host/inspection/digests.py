@@ -14,7 +14,7 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -75,6 +75,13 @@ class DigestCache:
         )
         return results
 
+    def keep(self, files: Iterable[tuple[Wanted, Digest]]) -> None:
+        """Remember digests of files whose ctime this process has just changed, and nothing else of them.
+
+        Their mtime tells of every change since: of a file that was written to shortly before, none is remembered.
+        """
+        self._insert(files, lambda file: file.mtime_ns)
+
     def _recall(self, files: list[Wanted]) -> dict[tuple[int, ...], Digest]:
         with suppress(sqlite3.Error, OSError), closing(self._open()) as database:
             query = (
@@ -86,11 +93,16 @@ class DigestCache:
         return {}
 
     def _remember(self, taken: Iterable[tuple[Wanted, Digest]]) -> None:
+        self._insert(taken, lambda file: max(file.mtime_ns, file.ctime_ns))
+
+    def _insert(
+        self, taken: Iterable[tuple[Wanted, Digest]], last_change_ns: Callable[[Wanted], int]
+    ) -> None:
         now = time.time_ns()
         rows = [
             (*file.identity, digest, now // SECOND)
             for file, digest in taken
-            if now - max(file.mtime_ns, file.ctime_ns) > _SETTLED_NS
+            if now - last_change_ns(file) > _SETTLED_NS
         ]
         if not rows:
             return
