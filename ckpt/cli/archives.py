@@ -19,7 +19,7 @@ from ckpt.errors import Untrusted
 from ckpt.host.criu.addresses import page_addresses
 from ckpt.host.criu.by_hand import count_pages_as_before, restore_commands, stats_dump
 from ckpt.host.criu.foreign import describe, image_names
-from ckpt.host.criu.timers import mend_timers
+from ckpt.host.resuming import mend_for_criu
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.reports import TransferReport
 from ckpt.store.archive import ArchiveReader, export_archive, import_archive
@@ -68,7 +68,7 @@ def export(store: Store, checkpoint: CheckpointId, file: str, form: str) -> Expo
             directory,
             statistics=figures,
             # As ckpt's own restore does: CRIU alone would lose the timers that it restores wrongly.
-            finish=lambda images: mend_timers(Path(images)),
+            finish=lambda images: mend_for_criu(Path(images)),
         )
         places = image_directories(stored, directory)
         commands = tuple(
@@ -216,14 +216,17 @@ def _judge(file: str) -> Callable[[CheckpointId, tuple[Signature, ...]], tuple[S
 
 def _losses(checkpoint: Checkpoint, file: str, form: str) -> tuple[str, ...]:
     """What another tool cannot bring back of this checkpoint, in sentences."""
-    carried = checkpoint.carried_files
-    if form == "tar" or not carried:
+    places = (
+        *(("carried", number, each.path) for number, each in enumerate(checkpoint.carried_files)),
+        *(("saved", number, each.path) for number, each in enumerate(checkpoint.saved_files)),
+        *(("volumes", number, each.mountpoint) for number, each in enumerate(checkpoint.volumes)),
+    )
+    if form == "tar" or not places:
         return ()
     if form == "podman":
-        return (
-            f"{len(carried)} file(s) that the workload needs are not in it, the first is {carried[0].path}",
-        )
+        return (f"{len(places)} file(s) that the workload needs are not in it, the first is {places[0][2]}",)
     return tuple(
-        f"before it is restored without ckpt, {file}/carried/{number} must be at {each.path}"
-        for number, each in enumerate(carried)
+        f"before it is restored without ckpt, {file}/{name}/{number} must be "
+        + (f"mounted at {path}" if name == "volumes" else f"at {path}")
+        for name, number, path in places
     )

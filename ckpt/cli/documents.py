@@ -47,6 +47,8 @@ def dump_document(report: DumpReport) -> dict[str, Any]:
         "stored_bytes": report.stored_bytes,
         "trees": [_tree_summary(tree) for tree in checkpoint.workload.trees],
         "parent": checkpoint.parent,
+        "saved_files": len(checkpoint.saved_files),
+        "saved_bytes": checkpoint.saved_bytes,
         "stopped": report.stopped,
         "warnings": list(report.warnings),
     }
@@ -63,6 +65,7 @@ def restore_document(report: RestoreReport) -> dict[str, Any]:
         "restore_ms": milliseconds(report.restore_ns),
         "total_ms": milliseconds(report.total_ns),
         "file_changes": [plain(change) for change in report.file_changes],
+        "inodes": plain(report.inodes),
         "warnings": list(report.warnings),
     }
 
@@ -93,6 +96,25 @@ def show_document(stored: StoredCheckpoint) -> dict[str, Any]:
         "carried_files": [
             {"path": carried.path, "size_bytes": carried.content.size_bytes}
             for carried in checkpoint.carried_files
+        ],
+        "saved_files": [
+            {
+                "path": saved.path,
+                "size_bytes": saved.content.size_bytes,
+                "mode": saved.mode,
+                "mtime_ns": saved.mtime_ns,
+            }
+            for saved in checkpoint.saved_files
+        ],
+        "saved_directories": list(checkpoint.saved_directories),
+        "volumes": [
+            {
+                "mountpoint": volume.mountpoint,
+                "filesystem": volume.filesystem,
+                "device": volume.device,
+                "size_bytes": volume.content.size_bytes,
+            }
+            for volume in checkpoint.volumes
         ],
     }
 

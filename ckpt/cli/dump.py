@@ -21,7 +21,7 @@ from ckpt.cli.progress import telling
 from ckpt.flow.dump import DumpCall
 from ckpt.flow.dump import dump as take_checkpoint
 from ckpt.host.criu.request import GHOST_LIMIT_MAX
-from ckpt.model.checkpoint import DumpOptions
+from ckpt.model.checkpoint import Checkpoint, DumpOptions
 from ckpt.model.reports import DumpReport
 from ckpt.units import ByteCount, human_bytes, milliseconds
 
@@ -43,6 +43,13 @@ def _ghost_limit(text: str) -> ByteCount:
     "--tag", "tag_names", type=tag_name, multiple=True, metavar="T", help="Tag it; may be repeated."
 )
 @click.option("-m", "--message", default="", metavar="M", help="A note that is kept with the checkpoint.")
+@click.option(
+    "--with-files",
+    type=click.Path(),
+    multiple=True,
+    metavar="PATH",
+    help="Keep this file, or all regular files in this directory, as they are at the freeze; may be repeated.",
+)
 @click.option("--tcp-established", is_flag=True, help="Keep open TCP connections.")
 @click.option(
     "--shell-job", is_flag=True, help="Allow a session, or a terminal, that begins outside the tree."
@@ -84,6 +91,7 @@ def command(call: Call, /, **given: Any) -> None:
             ghost_limit_bytes=given["ghost_limit"],
         ),
         freeze_timeout=given["freeze_timeout"],
+        with_files=tuple(given["with_files"]),
     )
     output = call.output
     with telling(output) as announce:
@@ -91,6 +99,12 @@ def command(call: Call, /, **given: Any) -> None:
     for warning in report.warnings:
         output.warn(warning)
     output.result(dump_document(report), _text(report), brief=report.id)
+
+
+def _saved(checkpoint: Checkpoint) -> tuple[str, ...]:
+    if not checkpoint.saved_files:
+        return ()
+    return (f"  {len(checkpoint.saved_files)} file(s) saved, {human_bytes(checkpoint.saved_bytes)}",)
 
 
 def _text(report: DumpReport) -> str:
@@ -105,6 +119,7 @@ def _text(report: DumpReport) -> str:
         (
             f"{report.id[:12]}{f'  {checkpoint.job}' if checkpoint.job else ''}",
             f"  {workload.process_count} process(es){trees}, {'stopped' if report.stopped else 'running on'}",
+            *_saved(checkpoint),
             f"  frozen {milliseconds(checkpoint.frozen_ns):.1f} ms, in all {milliseconds(report.total_ns):.1f} ms",
             f"  {sizes}",
         )

@@ -59,6 +59,21 @@ def size(text: str) -> ByteCount:
     return ByteCount(int(found[1]) * _SIZE_UNITS.get((found[2] or "").upper(), 1))
 
 
+def volume(text: str) -> tuple[str, ByteCount | None]:
+    """The place and the size of a volume: "/srv/data:512M"; None for the size that it has, or the default.
+
+    Raises:
+        BadParameter: no absolute path, or the size is none.
+    """
+    place, colon, after = text.rpartition(":")
+    # A path may have colons: what stands after the last one is a size, or part of the path.
+    has_size = bool(colon) and "/" not in after
+    place = place if has_size else text
+    if not place.startswith("/"):
+        raise click.BadParameter(f"{place!r} is not an absolute path.")
+    return place.rstrip("/") or "/", size(after) if has_size else None
+
+
 def job_name(text: str) -> JobName:
     """The text as the name of a job.
 

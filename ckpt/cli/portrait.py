@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 from ckpt.cli.documents import rfc3339
 from ckpt.cli.output import columns, on_one_line
 from ckpt.model.checkpoint import Checkpoint
-from ckpt.model.inodes import InodeRecord, Role
+from ckpt.model.inodes import InodeRecord, Role, RoleKind
 from ckpt.model.reports import StoredCheckpoint
 from ckpt.model.workload import Process, Tree
 from ckpt.units import Nanoseconds, Pid, human_bytes, milliseconds
@@ -30,6 +31,8 @@ def portrait(stored: StoredCheckpoint) -> str:
         ("Files", _files(checkpoint.inodes)),
         ("Pipes and terminals shared with the outside", _outside(checkpoint)),
         ("Files carried along", _carried(checkpoint)),
+        ("Files saved with the memory", _saved(checkpoint)),
+        ("Volumes", _volumes(checkpoint)),
         ("Image sets", _image_sets(checkpoint)),
     )
     return "\n\n".join(f"{title}\n{_indented(body)}" if title else body for title, body in sections if body)
@@ -125,13 +128,20 @@ def _files(inodes: Iterable[InodeRecord]) -> str:
             inode.path + (" (deleted)" if inode.deleted else ""),
             inode.kind.value,
             human_bytes(inode.size_bytes),
-            f"{inode.filesystem.type}:{inode.inode}",
+            _inode(inode),
             inode.digest[:12] if inode.digest else inode.digest_state.value,
             _holders(inode.roles),
         )
         for inode in inodes
+        if any(role.kind is not RoleKind.ABOVE for role in inode.roles)
     ]
     return columns(("PATH", "KIND", "SIZE", "INODE", "CONTENT", "HELD BY"), rows) if rows else ""
+
+
+def _inode(inode: InodeRecord) -> str:
+    """The file system and the number; a number that the workload saw instead is told."""
+    real = f"{inode.filesystem.type}:{inode.inode}".removeprefix(":")
+    return real if inode.seen is None else f"{real} seen as {inode.seen.inode}"
 
 
 def _holders(roles: tuple[Role, ...]) -> str:
@@ -155,6 +165,23 @@ def _carried(checkpoint: Checkpoint) -> str:
         f"{on_one_line(carried.path)}  {human_bytes(carried.content.size_bytes)}"
         for carried in checkpoint.carried_files
     )
+
+
+def _volumes(checkpoint: Checkpoint) -> str:
+    return "\n".join(
+        f"{on_one_line(volume.mountpoint)}  {volume.filesystem}, {human_bytes(volume.content.size_bytes)}, "
+        f"device {os.major(volume.device)}:{os.minor(volume.device)}"
+        for volume in checkpoint.volumes
+    )
+
+
+def _saved(checkpoint: Checkpoint) -> str:
+    lines = [f"{on_one_line(directory)}/  as a whole" for directory in checkpoint.saved_directories]
+    lines += [
+        f"{on_one_line(saved.path)}  {human_bytes(saved.content.size_bytes)}"
+        for saved in checkpoint.saved_files
+    ]
+    return "\n".join(lines)
 
 
 def _image_sets(checkpoint: Checkpoint) -> str:

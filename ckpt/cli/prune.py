@@ -50,6 +50,8 @@ def command(call: Call, /, *, job: JobName | None, dry_run: bool, **numbers: int
     decisions = decide((each for each in found if job is None or each.checkpoint.job == job), policy)
     removed = tuple(each.checkpoint.id for each in decisions if not each.is_kept)
     report = store.preview(removed) if dry_run else store.remove(removed, spare_tagged=True)
+    if not dry_run:
+        wiring.release_pins(removed, output)
     document = _document(decisions, report, dry_run=dry_run)
     if problems:
         document["problems"] = [plain(problem) for problem in problems]

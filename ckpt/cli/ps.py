@@ -35,7 +35,12 @@ def command(call: Call) -> None:
         kept = {}
     views = wiring.jobs().list()
     output.result(
-        {"jobs": [job_document(view, kept.get(view.name, ())) for view in views]},
+        {
+            "jobs": [
+                job_document(view, kept.get(view.name, ())) | {"volumes": list(wiring.volumes_of(view.name))}
+                for view in views
+            ]
+        },
         columns(HEADER, (_row(view, kept.get(view.name, ())) for view in views)) if views else "",
         brief="\n".join(view.name for view in views),
     )

@@ -59,7 +59,9 @@ def _sweep_store(place: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     if not wiring.is_there(place):
         return [], []
     try:
-        report = wiring.open_store(place, create=False).remove(())
+        store = wiring.open_store(place, create=False)
+        report = store.remove(())
+        wiring.sweep_pins(store)
     except Interrupted:
         raise
     except CkptError as error:

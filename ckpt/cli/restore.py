@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -19,9 +20,18 @@ from ckpt.errors import BadName, CkptError, Interrupted, Problems
 from ckpt.flow.restore import RestoreCall, RestorePorts
 from ckpt.flow.restore import restore as bring_back
 from ckpt.model.clocks import TimePolicy
-from ckpt.model.inodes import InodePolicy
+from ckpt.model.inodes import FilesPolicy, InodeMethod, InodePolicy
 from ckpt.model.reports import RestoreReport
 from ckpt.units import JobName, milliseconds
+
+_METHODS: Final = {
+    InodeMethod.SAME: "the same",
+    InodeMethod.PINNED: "pinned and put back",
+    InodeMethod.PLACED: "placed under their numbers",
+    InodeMethod.VIRTUAL: "shown under their numbers",
+    InodeMethod.FUSE: "shown under their inode numbers on another device",
+    InodeMethod.NONE: "under other numbers",
+}
 
 
 @make_command("restore", example="ckpt restore web@latest")
@@ -38,8 +48,14 @@ from ckpt.units import JobName, milliseconds
     type=click.Choice([policy.value for policy in InodePolicy]),
     default=InodePolicy.KEEP.value,
     show_default=True,
-    help="What to do about files that changed. verify refuses any change, of the inode number too; keep refuses "
-    "changed content, and warns of new numbers, which it cannot keep yet; ignore leaves it to CRIU.",
+    help="What to do about files that changed. keep refuses changed content, and lets the workload see the devices "
+    "and inode numbers that it saw; verify refuses any change; ignore leaves it to CRIU.",
+)
+@click.option(
+    "--files",
+    type=click.Choice([policy.value for policy in FilesPolicy]),
+    help="The contents of files: saved writes back those that the checkpoint has (the default if it has any), newest "
+    "leaves all as they are, although the memory is older. Without either they must be as they were.",
 )
 @click.option(
     "--pids",
@@ -81,6 +97,7 @@ def command(call: Call, /, **given: Any) -> int:
         inodes=InodePolicy(given["inodes"]),
         new_pids=given["pids"] == "new",
         cgroup=given["cgroup"],
+        files=None if given["files"] is None else FilesPolicy(given["files"]),
     )
     output = call.output
     with telling(output) as announce:
@@ -122,6 +139,12 @@ def _restore_copies(wanted: RestoreCall, count: int, ports: RestorePorts, output
     """Restore every copy that can be; what went wrong with the others is told at the end."""
     checkpoint = ports.store.resolve(wanted.ref)
     base = _job_of(wanted, ports)
+    if (
+        count > 1
+        and wanted.files is not FilesPolicy.NEWEST
+        and ports.store.load(checkpoint).checkpoint.saved_files
+    ):
+        raise usage("Several copies cannot each have the saved files: add --files newest, or restore one.")
     if refuse_label(f"{base}-{count}"):
         raise BadName(kind="job", name=f"{base}-{count}")
     reports: list[RestoreReport] = []
@@ -153,7 +176,10 @@ def _warn(report: RestoreReport, output: Output) -> None:
 
 def _text(report: RestoreReport) -> str:
     pids = ", ".join(map(str, report.pids))
+    counts = Counter(outcome.method for outcome in report.inodes)
+    kept = ", ".join(f"{counts[method]} {_METHODS[method]}" for method in InodeMethod if counts[method])
     return (
         f"{report.job} runs again from {report.id[:12]}: pid {pids}, restored in "
         f"{milliseconds(report.restore_ns):.1f} ms, in all {milliseconds(report.total_ns):.1f} ms"
+        + (f"\n  files: {kept}" if kept else "")
     )

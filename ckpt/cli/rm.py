@@ -21,6 +21,7 @@ def command(call: Call, refs: tuple[str, ...]) -> None:
     store = wiring.open_store(call.store)
     chosen = tuple(dict.fromkeys(store.resolve(ref) for ref in refs))
     report = store.remove(chosen)
+    wiring.release_pins(chosen, call.output)
     call.output.result(
         removal_document(chosen, report),
         f"removed {', '.join(each[:12] for each in chosen)}; freed {human_bytes(report.freed_bytes)}",

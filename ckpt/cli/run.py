@@ -11,8 +11,8 @@ import click
 from ckpt.cli import wiring
 from ckpt.cli.attachment import attend, sources_of
 from ckpt.cli.call import Call, make_command, usage
-from ckpt.cli.parameters import job_name
-from ckpt.units import JobName
+from ckpt.cli.parameters import job_name, volume
+from ckpt.units import ByteCount, JobName
 
 
 @make_command(
@@ -30,19 +30,38 @@ from ckpt.units import JobName
     type=click.Path(dir_okay=False),
     help="Append the job's output to FILE instead of the job's own log.",
 )
+@click.option(
+    "--volume",
+    "volumes",
+    multiple=True,
+    type=volume,
+    metavar="PATH[:SIZE]",
+    help="Give the job a file system of its own at PATH (default size: 1G). Its files are kept in every checkpoint, "
+    "come back with it, and are the same files, by device and inode, on every host. Can be repeated.",
+)
 @click.argument("words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
-def command(call: Call, *, name: str | None, detach: bool, log: str, words: tuple[str, ...]) -> int:
+def command(
+    call: Call,
+    *,
+    name: str | None,
+    detach: bool,
+    log: str,
+    volumes: tuple[tuple[str, ByteCount | None], ...],
+    words: tuple[str, ...],
+) -> int:
     """Start CMD as a job: in its own cgroup and PID namespace, so that it can be restored anywhere.
 
     In the foreground its output is relayed, signals are forwarded, and the exit code is CMD's (128 + N if
     signal N ended it). The job's standard input is /dev/null.
+
+    A volume lives until 'ckpt rm-job', whatever becomes of the processes: a job of the same name finds it again.
     """
     wiring.require_root("ckpt run")
     if call.json and not detach:
         raise usage("In the foreground stdout belongs to CMD: --json needs --detach.")
     job = JobName(name or default_name(words[0]))
-    registry, record = wiring.start_job(job, words, log=log, apart=not detach)
+    registry, record = wiring.start_job(job, words, log=log, apart=not detach, volumes=volumes)
     if not detach:
         code = attend(registry, job, sources_of(registry, job, from_now=False))
         wiring.tidy_job(job)

@@ -14,15 +14,18 @@ import click
 
 from ckpt.cli.call import Call
 from ckpt.cli.progress import Announce, announced
-from ckpt.errors import NoSuchTarget, NotRoot, ObjectCorrupt, StoreUnusable, WrongState
+from ckpt.errors import CkptError, NoSuchTarget, NotRoot, ObjectCorrupt, StoreUnusable, WrongState
 from ckpt.flow.dump import DumpPorts
 from ckpt.flow.restore import RestorePorts
-from ckpt.units import CheckpointId, JobName
+from ckpt.units import ByteCount, CheckpointId, JobName
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ckpt.cli.output import Output
     from ckpt.host.jobs import JobRecord, JobRegistry
     from ckpt.host.recovery import RecoveryAction
-    from ckpt.model.reports import TransferReport
+    from ckpt.model.reports import Problem, TransferReport
     from ckpt.store.keyring import KeyRing
     from ckpt.store.store import Store
 
@@ -145,9 +148,12 @@ def dump_ports(place: str, announce: Announce) -> DumpPorts:
     from ckpt.host.clock import HostClock  # noqa: PLC0415
     from ckpt.host.criu.locate import find_criu  # noqa: PLC0415
     from ckpt.host.dumper import CriuDumper  # noqa: PLC0415
+    from ckpt.host.inodes.ladder import HostInodes  # noqa: PLC0415
     from ckpt.host.inspection import HostInspector  # noqa: PLC0415
     from ckpt.host.operations import JournaledOperations  # noqa: PLC0415
+    from ckpt.host.saved_files import HostFileSaver  # noqa: PLC0415
     from ckpt.host.targets import HostTargets  # noqa: PLC0415
+    from ckpt.host.volumes.adapter import HostVolumes  # noqa: PLC0415
 
     registry = jobs()
     criu = find_criu()
@@ -165,13 +171,16 @@ def dump_ports(place: str, announce: Announce) -> DumpPorts:
             },
             announce,
         ),
+        inodes=HostInodes(state(), os.path.abspath(_local_path(place))),
         dumper=announced(
             CriuDumper(criu, state()),
             {"start": "starting CRIU", "image_files": "storing the images"},
             announce,
         ),
+        saver=announced(HostFileSaver(), {"select": "looking at the files to save"}, announce),
         store=open_store(place),
         jobs=registry,
+        volumes=announced(HostVolumes(state(), registry), {"write_out": "writing out the volumes"}, announce),
     )
 
 
@@ -184,18 +193,24 @@ def restore_ports(place: str, announce: Announce) -> RestorePorts:
     """
     from ckpt.host.clock import HostClock  # noqa: PLC0415
     from ckpt.host.criu.locate import find_criu  # noqa: PLC0415
+    from ckpt.host.inodes.ladder import HostInodes  # noqa: PLC0415
     from ckpt.host.inspection import HostInspector  # noqa: PLC0415
     from ckpt.host.operations import JournaledOperations  # noqa: PLC0415
     from ckpt.host.restorer import CriuRestorer  # noqa: PLC0415
+    from ckpt.host.saved_files_back import HostFileWriter  # noqa: PLC0415
+    from ckpt.host.volumes.adapter import HostVolumes  # noqa: PLC0415
 
     return RestorePorts(
         clock=HostClock(),
         operations=JournaledOperations(state()),
         inspector=announced(HostInspector(state()), {"differences": "comparing the files"}, announce),
+        inodes=HostInodes(state(), os.path.abspath(_local_path(place))),
         restorer=announced(CriuRestorer(find_criu(), jobs()), {"session": "restoring"}, announce),
+        writer=announced(HostFileWriter(), {"begin": "writing files back"}, announce),
         store=announced(
             open_store(place), {"load": "opening the checkpoint", "fetch": "reading the images"}, announce
         ),
+        volumes=announced(HostVolumes(state(), jobs()), {"bring": "mounting the volumes"}, announce),
     )
 
 
@@ -207,10 +222,16 @@ def jobs() -> JobRegistry:
 
 
 def start_job(
-    name: JobName, argv: tuple[str, ...], *, log: str, apart: bool
+    name: JobName,
+    argv: tuple[str, ...],
+    *,
+    log: str,
+    apart: bool,
+    volumes: tuple[tuple[str, ByteCount | None], ...] = (),
 ) -> tuple[JobRegistry, JobRecord]:
     """Start the command as a job, with this process's directory, environment and umask."""
     from ckpt.host import starting  # noqa: PLC0415
+    from ckpt.host.volumes.owning import WantedVolume  # noqa: PLC0415
 
     registry = jobs()
     umask = os.umask(0o022)
@@ -223,6 +244,7 @@ def start_job(
         umask=umask,
         log=log,
         apart=apart,
+        volumes=tuple(WantedVolume(mountpoint=place, size=size) for place, size in volumes),
     )
     return registry, starting.start(registry, command)
 
@@ -257,6 +279,30 @@ def tidy_job(name: JobName) -> None:
             remove_cgroups(view.record)
 
 
+def forget_job(name: JobName) -> None:
+    """Forget a job that does not run, with its logs and its volumes.
+
+    Raises:
+        NoSuchTarget: there is no such job.
+        WrongState: it runs, or something uses a volume of it.
+        Locked: another ckpt process is at it.
+    """
+    from ckpt.host.volumes import owning  # noqa: PLC0415
+
+    registry = jobs()
+    owning.remove(state(), registry, name)
+    registry.remove(name)
+
+
+def volumes_of(name: JobName) -> tuple[str, ...]:
+    """Where the volumes of a job are mounted, or belong; none if their list cannot be read."""
+    from ckpt.host.volumes.book import Book  # noqa: PLC0415
+
+    with contextlib.suppress(ObjectCorrupt):
+        return tuple(record.mountpoint for record in Book(state()).of(name))
+    return ()
+
+
 def runs(name: JobName) -> bool:
     """Whether there is a job of this name that runs; one whose record cannot be read does not."""
     with contextlib.suppress(NoSuchTarget, ObjectCorrupt):
@@ -267,8 +313,32 @@ def runs(name: JobName) -> bool:
 def recover() -> tuple[RecoveryAction, ...]:
     """Undo what controllers left that died; gives what was done, and what could not be."""
     from ckpt.host.recovery import recover_all  # noqa: PLC0415
+    from ckpt.host.virtual import registry  # noqa: PLC0415
 
-    return recover_all(state())
+    actions = recover_all(state())
+    registry.sweep(state())
+    return actions
+
+
+def sweep_pins(store: Store) -> None:
+    """Let go of the inodes that were kept for checkpoints which are not in the store any more."""
+    from ckpt.host.inodes.pinbook import Pins  # noqa: PLC0415
+
+    unreadable: list[Problem] = []
+    known = {kept.id for kept in store.list(on_problem=unreadable.append)}
+    if not unreadable:
+        with contextlib.suppress(CkptError):  # what is left over keeps some space: nobody is worse off
+            Pins(state()).sweep(os.path.abspath(store.place), known)
+
+
+def release_pins(checkpoints: Iterable[CheckpointId], output: Output) -> None:
+    """Let go of the inodes that were kept for these checkpoints, which are removed."""
+    from ckpt.host.inodes.pinbook import Pins  # noqa: PLC0415
+
+    try:
+        Pins(state()).release(checkpoints)
+    except CkptError as error:
+        output.warn(error.message)
 
 
 def _local_path(place: str) -> str:

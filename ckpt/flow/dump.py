@@ -16,8 +16,11 @@ from ckpt.errors import DumpFailed, NoSuchTarget, NotNow, ObjectMissing, WrongSt
 from ckpt.flow.ports import (
     Clock,
     Dumper,
+    FileSaver,
+    FileSelection,
     Freezer,
     FrozenView,
+    Inodes,
     Inspector,
     Jobs,
     Operation,
@@ -27,9 +30,20 @@ from ckpt.flow.ports import (
     Survey,
     Targets,
     TreeDump,
+    Volumes,
 )
 from ckpt.flow.undo import Undo
-from ckpt.model.checkpoint import CarriedFile, Checkpoint, DumpOptions, DumpStatistics, ImageSet
+from ckpt.flow.volumes import outside_volumes
+from ckpt.model.checkpoint import (
+    CarriedFile,
+    Checkpoint,
+    DumpOptions,
+    DumpStatistics,
+    ImageSet,
+    SavedFile,
+    StoredFile,
+    Volume,
+)
 from ckpt.model.reports import DumpReport
 from ckpt.model.target import Target, TargetRef
 from ckpt.model.workload import ExternalMount, OutsideFile, Tree
@@ -41,7 +55,10 @@ ATTEMPTS_MAX: Final = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DumpCall:
-    """What the user asked for. `job` None takes the target's own name, if it has one."""
+    """What the user asked for. `job` None takes the target's own name, if it has one.
+
+    `with_files` are files, and directories with all files in them, that are kept as they are at the freeze.
+    """
 
     target: TargetRef
     job: JobName | None
@@ -50,6 +67,7 @@ class DumpCall:
     stop: bool
     options: DumpOptions
     freeze_timeout: Nanoseconds
+    with_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +78,19 @@ class DumpPorts:
     operations: Operations
     targets: Targets
     inspector: Inspector
+    inodes: Inodes
     dumper: Dumper
+    saver: FileSaver
     store: Store
     jobs: Jobs
+    volumes: Volumes
 
 
 def dump(call: DumpCall, ports: DumpPorts) -> DumpReport:
     """Take a checkpoint of the target and store it.
 
     Raises:
-        NoSuchTarget, CannotCheckpoint, Locked: nothing was touched.
+        NoSuchTarget, CannotCheckpoint, Locked, Usage: nothing was touched.
         FreezeTimeout, DumpFailed, StoreError, NoSpace: the workload runs on, and nothing half-written remains.
     """
     began = ports.clock.stopwatch()
@@ -79,18 +100,19 @@ def dump(call: DumpCall, ports: DumpPorts) -> DumpReport:
     with ports.targets.lock(target), ports.store.writer(parent) as writer, Undo("the dump") as undo:
         operation = ports.operations.begin(f"dump of {target.ref}")
         undo.always("end the operation", operation.end)
+        selection = ports.saver.select(call.with_files, operation)
+        undo.always("drop the copies of files", selection.drop)
         freezer = ports.targets.freezer(target, operation)
         undo.always("put the processes back", freezer.release)
         undo.always("thaw the workload", freezer.thaw)
         operation.guard()
         freezer.gather()
 
-        one = _Dump(call, ports, target, operation, freezer, writer, job, parent)
+        one = _Dump(call, ports, target, operation, freezer, selection, writer, job, parent)
         one.take()
         if one.kept is None:
             if not call.stop:
-                freezer.thaw()
-                one.thawed()
+                one.let_go()
             one.keep()
         assert one.kept is not None
         if call.stop:
@@ -150,6 +172,7 @@ class _Dump:
     target: Target
     operation: Operation
     freezer: Freezer
+    selection: FileSelection
     writer: StoreWriter
     job: JobName | None
     parent: CheckpointId | None
@@ -160,6 +183,7 @@ class _Dump:
     images: list[_TreeImages] = field(default_factory=list)
     mounts: dict[Pid, tuple[ExternalMount, ...]] = field(default_factory=dict)
     outside: tuple[OutsideFile, ...] = ()
+    volumes: tuple[tuple[Volume, str], ...] = ()
     froze_at: Nanoseconds = Nanoseconds(0)
     frozen_ns: Nanoseconds = Nanoseconds(0)
     dump_ns: Nanoseconds = Nanoseconds(0)
@@ -182,6 +206,7 @@ class _Dump:
             self.mounts = {tree.root: self.ports.dumper.external_mounts(tree) for tree in survey.trees}
             started = [self.ports.dumper.start(self.operation, tree) for tree in survey.trees]
             try:
+                self.ports.volumes.write_out(self.target)
                 self.freezer.prepare()
                 self._dump_trees(survey, started)
             except NotNow:
@@ -203,6 +228,11 @@ class _Dump:
                 for tree_dump in started:
                     tree_dump.close()
 
+    def let_go(self) -> None:
+        """Let the workload go on."""
+        self.ports.dumper.let_go(self._view, self.freezer.thaw)
+        self.thawed()
+
     def thawed(self) -> None:
         """Note that the last task goes on."""
         self.frozen_ns = Nanoseconds(self.ports.clock.stopwatch() - self.froze_at)
@@ -222,6 +252,9 @@ class _Dump:
         self.operation.note_phase("stored")
         self.kept = _Kept(id=self.writer.commit(checkpoint), checkpoint=checkpoint)
         self.operation.note_phase("durable")
+        self.warnings += ports.inodes.pin(
+            self.kept.id, outside_volumes(checkpoint.inodes, checkpoint.volumes)
+        )
         for tag in self.call.tags:
             ports.store.tag(self.kept.id, tag)
 
@@ -246,10 +279,12 @@ class _Dump:
             self._dump_tree(tree.root, started[index], self._still_frozen)
         if not self._hold:
             self._still_frozen()
+            self._copy_volumes()
         self.operation.note_phase("dumped")
 
     def _freeze(self, survey: Survey) -> None:
         self.operation.note_phase("freezing")
+        survey = self.ports.inspector.watch_waits(survey)
         self.froze_at = self.ports.clock.stopwatch()
         self.freezer.freeze(self.call.freeze_timeout)
         self.operation.note_phase("frozen")
@@ -287,9 +322,13 @@ class _Dump:
             tree = next(tree for tree in self._view.trees if tree.root == root)
             images = _TreeImages(tree=tree, directory=directory)
             images.carried = self.ports.dumper.carry(directory, self.operation.staging, self._view)
+            if not self.images:  # all trees stand still at one instant: once is enough
+                self.selection.take()
+                self.warnings += self.selection.warnings
             self.images.append(images)
             self.operation.note_phase("written")
             if self._hold:
+                self._copy_volumes()
                 self.thawed()
                 self.keep()
 
@@ -305,6 +344,12 @@ class _Dump:
             stopped=stopped,
         )
         self.images[-1].statistics = statistics
+
+    def _copy_volumes(self) -> None:
+        # After CRIU: it makes and removes links in the workload's directories.
+        self.volumes = self.ports.volumes.copy_frozen(self.target, self.operation)
+        if self.volumes:
+            self.operation.note_phase("copied")
 
     def _describe(self, view: FrozenView) -> Checkpoint:
         ports = self.ports
@@ -328,7 +373,7 @@ class _Dump:
             host=ports.inspector.host_facts(),
             clocks=view.clocks,
             timers=tuple(timer for images in self.images for timer in ports.dumper.timers(images.directory)),
-            waits=(),
+            waits=view.waits,
             options=self.call.options,
             workload=workload,
             image_sets=tuple(self._store_images(images) for images in self.images),
@@ -343,10 +388,22 @@ class _Dump:
                 for images in self.images
                 for carried, copy in images.carried
             ),
-            saved_files=(),
-            saved_directories=(),
-            volumes=(),
+            saved_files=self._store_saved(),
+            saved_directories=self.selection.directories,
+            volumes=tuple(
+                replace(volume, content=self.writer.add_file(copy, volume.content.name))
+                for volume, copy in self.volumes
+            ),
         )
+
+    def _store_saved(self) -> tuple[SavedFile, ...]:
+        stored: dict[str, StoredFile] = {}
+        for saved, copy in self.selection.files:
+            if copy not in stored:
+                stored[copy] = replace(
+                    self.writer.add_file(copy, saved.content.name), mode=saved.content.mode
+                )
+        return tuple(replace(saved, content=stored[copy]) for saved, copy in self.selection.files)
 
     def _store_images(self, images: _TreeImages) -> ImageSet:
         names = self.ports.dumper.image_files(images.directory)

@@ -5,7 +5,7 @@ Rule: nothing here is specific to CRIU's RPC, to a cgroup version, or to how a s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -16,10 +16,12 @@ from ckpt.model.checkpoint import (
     DumpOptions,
     DumpStatistics,
     HostFacts,
+    SavedFile,
     StoredFile,
+    Volume,
 )
-from ckpt.model.clocks import Clocks, PendingTimer, Resumption
-from ckpt.model.inodes import FileChange, InodeRecord
+from ckpt.model.clocks import Clocks, PendingTimer, PendingWait, Resumption
+from ckpt.model.inodes import FileChange, InodeMethod, InodeOutcome, InodeRecord
 from ckpt.model.reports import StoredCheckpoint, SweepReport, VerifyReport
 from ckpt.model.target import Target, TargetRef
 from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree, Workload
@@ -139,6 +141,10 @@ class FrozenView(Protocol):
     def clocks(self) -> Clocks:
         """The clocks at the freeze."""
 
+    @property
+    def waits(self) -> tuple[PendingWait, ...]:
+        """The timed waits that the freeze interrupted."""
+
 
 class Survey(Protocol):
     """What was read before the freeze, so that little is left to read under it."""
@@ -157,6 +163,9 @@ class Inspector(Protocol):
 
     def survey(self, target: Target) -> Survey:
         """Everything that may be read while the workload runs."""
+
+    def watch_waits(self, survey: Survey) -> Survey:
+        """The survey with what the threads wait for now: the last thing before the freeze."""
 
     def confirm(self, survey: Survey, cgroup: str, *, tcp_established: bool) -> FrozenView:
         """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
@@ -244,6 +253,9 @@ class Dumper(Protocol):
     def page_addresses(self, images: str) -> dict[str, tuple[AddressRun, ...]]:
         """From the name of a pages file to the pages of memory that are in it."""
 
+    def let_go(self, view: FrozenView, thaw: Callable[[], None]) -> None:
+        """Call `thaw`, and let the threads wait on where the dump has interrupted them."""
+
     def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
         """Write the freeze's instant into the image set."""
 
@@ -263,6 +275,7 @@ class RestoreSession(Protocol):
         external_mounts: tuple[ExternalMount, ...],
         outside_files: tuple[OutsideFile, ...],
         resumption: Resumption,
+        waits: tuple[PendingWait, ...],
     ) -> Pid:
         """Restore one more tree and hold it; gives its root's pid on this host.
 
@@ -280,6 +293,22 @@ class RestoreSession(Protocol):
     @property
     def problems(self) -> tuple[str, ...]:
         """What of the recorded cgroups this host refused, in sentences."""
+
+    def keep(
+        self, inodes: tuple[InodeRecord, ...], methods: Mapping[str, InodeMethod]
+    ) -> tuple[InodeOutcome, ...]:
+        """Let the tasks see the recorded identities from their first step on.
+
+        Args:
+            inodes: What they must go on seeing; nothing for what is real.
+            methods: What was done to files before, by path.
+
+        Returns:
+            What each file shows, as the tasks themselves were asked.
+
+        Raises:
+            RestoreFailed, OsRefused: call abort().
+        """
 
     def commit(self, checkpoint: CheckpointId) -> None:
         """Let all trees go on, and file the workload as a job that came from `checkpoint`. From here on the workload lives, whatever happens to this process."""
@@ -333,6 +362,191 @@ class Restorer(Protocol):
 
     def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> PutBack:
         """Put carried files, whose contents lie at the given paths, where the restore needs them."""
+
+
+class FileKeeper(Protocol):
+    """Gives files back the inodes that a workload saw, for one restore."""
+
+    def put_back(self, inodes: tuple[InodeRecord, ...], images: tuple[str, ...]) -> None:
+        """Let the recorded paths lead to files with the recorded identities, where that can be done.
+
+        Args:
+            inodes: The files of the checkpoint.
+            images: The directories of the image sets, which must name every file that is touched.
+
+        Raises:
+            ObjectCorrupt: a record names a file that no task held; nothing was changed.
+            OsRefused: something was changed and could not be taken back.
+        """
+
+    @property
+    def methods(self) -> Mapping[str, InodeMethod]:
+        """How it was done, by path; the other files are as they were found."""
+
+    def undo(self) -> None:
+        """Leave everything as it was found; safe to repeat.
+
+        Raises:
+            OsRefused: something could not be taken back; all else was.
+        """
+
+    def settle(self) -> None:
+        """The restore is committed: remove what only undo() needed. Never fails."""
+
+
+class Inodes(Protocol):
+    """The identities of files."""
+
+    def keeper(self, operation: Operation) -> FileKeeper:
+        """A keeper that notes in `operation` what it is about to do."""
+
+    def pin(self, checkpoint: CheckpointId, inodes: tuple[InodeRecord, ...]) -> tuple[str, ...]:
+        """Keep the inodes of these files for a restore on this host; sentences about what the user should know.
+
+        Never fails: what cannot be pinned is not.
+        """
+
+
+class FileSelection(Protocol):
+    """Files that are to be kept with the memory, and their copies once they are taken."""
+
+    def take(self) -> None:
+        """Copy the files as they are now, in the `stopped` call.
+
+        Raises:
+            NoSpace: there is no room for the copies.
+            OsRefused, Usage: there are files by now that cannot be kept.
+        """
+
+    @property
+    def files(self) -> tuple[tuple[SavedFile, str], ...]:
+        """What was taken, each file with the path of its copy; the root of its content is not known yet.
+
+        Names of one file have one copy, and their contents one name.
+        """
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """The directories of which every file was taken."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of it, in sentences."""
+
+    def drop(self) -> None:
+        """Remove the copies; safe to repeat."""
+
+
+class FileSaver(Protocol):
+    """Keeps files with the memory of a workload."""
+
+    def select(self, paths: tuple[str, ...], operation: Operation) -> FileSelection:
+        """Check the named paths, and prepare to copy what they stand for; nothing for no path.
+
+        Raises:
+            Usage: a path cannot be kept.
+            NoSpace: there is no room for the copies.
+            OsRefused: something of it cannot be read.
+        """
+
+
+class WrittenFiles(Protocol):
+    """Saved files that are written back for one restore."""
+
+    def write(self, ref: str, files: tuple[tuple[SavedFile, str], ...], directories: tuple[str, ...]) -> None:
+        """Let all saved files be as they were at the dump; call undo() if it fails.
+
+        Args:
+            ref: The checkpoint, as the user named it.
+            files: Each with the path of its content.
+            directories: Those that were saved whole: what else is in them is moved aside.
+
+        Raises:
+            HostMismatch: files cannot be written; each is named with the reason, and nothing was changed.
+            NoSpace: a file system has too little space; nothing was changed.
+            OsRefused: something could not be done that should have been possible.
+        """
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of it, in sentences."""
+
+    def undo(self) -> None:
+        """Leave everything as it was found; safe to repeat."""
+
+    def settle(self) -> None:
+        """The restore is committed: remove what only undo() needed. Never fails."""
+
+
+class FileWriter(Protocol):
+    """Brings the workload's files, or what CRIU wants of them, to where a restore needs them."""
+
+    def begin(self, operation: Operation) -> WrittenFiles:
+        """Nothing is written yet; what will be is noted in `operation`."""
+
+    def accept_changed(self, images: tuple[str, ...], paths: frozenset[str]) -> None:
+        """Let CRIU take the files at these paths as they are now; `images` are the directories of the image sets."""
+
+
+class BroughtVolumes(Protocol):
+    """The volumes of a checkpoint on their way to their places, for one restore."""
+
+    @property
+    def images(self) -> tuple[tuple[StoredFile, str], ...]:
+        """What must be fetched, and where to, before attach()."""
+
+    def attach(self) -> tuple[FileChange, ...]:
+        """Mount the images that were fetched; what of the device numbers is not as recorded.
+
+        Raises:
+            WrongState: a former volume of the job is in use.
+            OsRefused, FeatureMissing: this host cannot; call undo().
+        """
+
+    def settle(self) -> None:
+        """The restore is committed: drop what the job had before. Never fails."""
+
+    def undo(self) -> None:
+        """Leave the job's volumes as they were found; safe to repeat.
+
+        Raises:
+            WrongState, OsRefused: something could not be unmounted or mounted again.
+        """
+
+    def close(self) -> None:
+        """Let others at the volumes again; safe to repeat."""
+
+
+class Volumes(Protocol):
+    """File systems of the jobs' own."""
+
+    def write_out(self, target: Target) -> None:
+        """Write out what is dirty on the target's volumes, so that little is left for the time of the freeze.
+
+        Raises:
+            CannotCheckpoint: a volume is not mounted where it belongs.
+        """
+
+    def copy_frozen(self, target: Target, operation: Operation) -> tuple[tuple[Volume, str], ...]:
+        """Copy the volumes of a target that stands still into the operation's staging.
+
+        Each comes with the path of its copy; the root of its content is not known yet.
+
+        Raises:
+            NoSpace: the staging area is full.
+            OsRefused: a volume cannot be frozen or read.
+        """
+
+    def bring(
+        self, *, ref: str, job: JobName, volumes: tuple[Volume, ...], operation: Operation
+    ) -> BroughtVolumes:
+        """Make room for the volumes of a checkpoint that will be restored as this job.
+
+        Raises:
+            HostMismatch: a volume cannot be mounted at its place.
+            WrongState: the job runs.
+            Locked: another ckpt process is at the job's volumes.
+        """
 
 
 class StoreWriter(Protocol):

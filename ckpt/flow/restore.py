@@ -9,33 +9,37 @@ Rules:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
-from ckpt.errors import FilesChanged, HostMismatch
+from ckpt.errors import HostMismatch
+from ckpt.flow.files import fetch_saved, judge_files, newer_files, newer_warnings, policies_for
 from ckpt.flow.ports import (
     Clock,
+    FileWriter,
+    Inodes,
     Inspector,
     Operation,
     Operations,
     Restorer,
     RestoreSession,
     Store,
+    Volumes,
 )
 from ckpt.flow.undo import Undo
+from ckpt.flow.volumes import outside_volumes, refuse_other_devices
 from ckpt.model.checkpoint import Checkpoint
-from ckpt.model.clocks import TimePolicy, resume_clocks
-from ckpt.model.inodes import IDENTITY_DIFFERENCES, FileChange, InodePolicy
+from ckpt.model.clocks import TimePolicy, realtime_went_back, restore_span, resume_clocks
+from ckpt.model.inodes import FilesPolicy, InodePolicy
 from ckpt.model.reports import RestoreReport
 from ckpt.model.workload import TargetKind, Tree
-from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
-
-REASONS_MAX: Final = 20
-"""How many changed files one error names; the count is always given."""
+from ckpt.units import SECOND, CheckpointId, JobName, Nanoseconds, Pid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreCall:
-    """What the user asked for. `job` None takes the checkpoint's own; `cgroup` "" one named after the job."""
+    """What the user asked for. `job` None takes the checkpoint's own; `cgroup` "" one named after the job.
+
+    `files` None writes saved files back where the checkpoint has them, and else wants files as they were.
+    """
 
     ref: str
     job: JobName | None
@@ -43,6 +47,7 @@ class RestoreCall:
     inodes: InodePolicy
     new_pids: bool
     cgroup: str
+    files: FilesPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +57,11 @@ class RestorePorts:
     clock: Clock
     operations: Operations
     inspector: Inspector
+    inodes: Inodes
     restorer: Restorer
+    writer: FileWriter
     store: Store
+    volumes: Volumes
 
 
 def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
@@ -62,8 +70,9 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
     Raises:
         ObjectMissing, ObjectCorrupt: the checkpoint is not there, or not whole.
         Untrusted: nobody whom this host trusts has signed it; nothing of it was read.
-        FilesChanged: files are not as recorded, and the inode policy forbids that.
-        HostMismatch: pids are taken; names who has them.
+        WrongState: saved files are wanted, and the checkpoint has none.
+        FilesChanged: files are not as recorded, and the policies forbid that.
+        HostMismatch: pids are taken, or the place of a volume; names what is there.
         RestoreFailed: CRIU refused; nothing was left running.
     """
     clock = ports.clock
@@ -71,13 +80,22 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
     checkpoint_id = ports.store.resolve(call.ref)
     ports.store.check_trust(checkpoint_id)
     checkpoint = ports.store.load(checkpoint_id).checkpoint
-    changes, warnings = _judge_files(call, checkpoint, ports.inspector)
+    policies = policies_for(call.ref, call.inodes, call.files, checkpoint)
+    changes = judge_files(call.ref, policies, checkpoint, ports.inspector)
     with Undo("the restore") as undo:
         operation = ports.operations.begin(f"restore of {checkpoint_id[:12]}")
         undo.always("end the operation", operation.end)
         operation.guard()
+        job = call.job or checkpoint.job or JobName(checkpoint_id[:12])
+        volumes = ports.volumes.bring(ref=call.ref, job=job, volumes=checkpoint.volumes, operation=operation)
+        undo.always("let go of the volumes", volumes.close)
+        undo.on_failure("bring the former volumes back", volumes.undo)
+        saved = fetch_saved(checkpoint_id, checkpoint, policies, operation, ports.store)
+        for content, path in volumes.images:
+            ports.store.fetch(checkpoint_id, content, path)
         _fetch(checkpoint_id, checkpoint, operation, ports.store)
         _check_pids(call, checkpoint, ports.restorer)
+        refuse_other_devices(call.ref, call.inodes, volumes.attach())
         carried = tuple(
             (file, f"{operation.staging}/carried-{number}")
             for number, file in enumerate(checkpoint.carried_files)
@@ -85,7 +103,10 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
         put_back = ports.restorer.put_back(carried)
         undo.always("remove what only the restore needed", put_back.tidy)
         undo.on_failure("take back the carried files", put_back.undo)
-        job = call.job or checkpoint.job or JobName(checkpoint_id[:12])
+        contents = ports.writer.begin(operation)
+        undo.on_failure("give the files their former contents", contents.undo)
+        files = ports.inodes.keeper(operation)
+        undo.on_failure("give the files their former inodes", files.undo)
         restore_began = clock.stopwatch()
         session = ports.restorer.session(
             job=job,
@@ -97,9 +118,27 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
             operation=operation,
         )
         undo.on_failure("remove what was restored", session.abort)
+        # Not before the session has refused a job that runs: its files would change under it.
+        if policies.files is FilesPolicy.SAVED:
+            contents.write(call.ref, saved, checkpoint.saved_directories)
+        newer = newer_files(changes, policies)
+        if newer:
+            ports.writer.accept_changed(_image_directories(checkpoint, operation), frozenset(newer))
+        if call.inodes is InodePolicy.KEEP:
+            files.put_back(
+                outside_volumes(checkpoint.inodes, checkpoint.volumes),
+                _image_directories(checkpoint, operation),
+            )
         pids = _add_trees(call, checkpoint, session, operation, clock)
         operation.note_phase("restored")
+        # Also after a verification: pipes and deleted files get new numbers at every restore.
+        seen = () if call.inodes is InodePolicy.IGNORE else checkpoint.inodes
+        outcomes = session.keep(seen, files.methods)
+        operation.note_phase("kept")
         session.commit(checkpoint_id)
+        files.settle()
+        contents.settle()
+        volumes.settle()
         restore_ns = Nanoseconds(clock.stopwatch() - restore_began)
     return RestoreReport(
         id=checkpoint_id,
@@ -110,8 +149,25 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
         restore_ns=restore_ns,
         total_ns=Nanoseconds(clock.stopwatch() - began),
         file_changes=changes,
-        warnings=warnings + session.problems,
+        inodes=outcomes,
+        warnings=(
+            *_clock_warnings(checkpoint, clock.realtime()),
+            *contents.warnings,
+            *newer_warnings(newer),
+            *session.problems,
+        ),
     )
+
+
+def _clock_warnings(checkpoint: Checkpoint, now: Nanoseconds) -> tuple[str, ...]:
+    behind = realtime_went_back(checkpoint.clocks, now)
+    if not behind:
+        return ()
+    sentence = (
+        f"the wall clock is {behind / SECOND:.1f} s behind what the workload saw last; the time in the "
+        "checkpoint counts as none"
+    )
+    return (sentence,)
 
 
 def _cgroup(call: RestoreCall, checkpoint: Checkpoint) -> str:
@@ -122,36 +178,8 @@ def _cgroup(call: RestoreCall, checkpoint: Checkpoint) -> str:
     return workload.cgroup
 
 
-def _judge_files(
-    call: RestoreCall, checkpoint: Checkpoint, inspector: Inspector
-) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
-    """Compare the files with the recorded ones and apply the policy: what changed, and what to tell."""
-    if call.inodes is InodePolicy.IGNORE:
-        return (), ()
-    # What travels in the checkpoint is written back, whatever is there.
-    carried = {file.path for file in checkpoint.carried_files}
-    changes = inspector.differences(tuple(inode for inode in checkpoint.inodes if inode.path not in carried))
-    forbidden = [
-        change
-        for change in changes
-        if call.inodes is InodePolicy.VERIFY or change.difference not in IDENTITY_DIFFERENCES
-    ]
-    if forbidden:
-        raise FilesChanged(
-            ref=call.ref,
-            count=len({change.path for change in forbidden}),
-            reasons=tuple(str(change) for change in forbidden[:REASONS_MAX]),
-            remedy="Put the files back as they were, or restore with --inodes ignore at your own risk.",
-        )
-    moved = sorted({change.path for change in changes})
-    if not moved:
-        return (), ()
-    named = ", ".join(moved[:3]) + (" …" if len(moved) > 3 else "")
-    warning = (
-        f"inode numbers cannot be kept yet: {len(moved)} file(s) have another inode than the workload saw, "
-        f"and it will see the new one: {named}"
-    )
-    return changes, (warning,)
+def _image_directories(checkpoint: Checkpoint, operation: Operation) -> tuple[str, ...]:
+    return tuple(f"{operation.staging}/{images.root}" for images in checkpoint.image_sets)
 
 
 def _fetch(checkpoint_id: CheckpointId, checkpoint: Checkpoint, operation: Operation, store: Store) -> None:
@@ -187,7 +215,8 @@ def _add_trees(
 ) -> tuple[Pid, ...]:
     """Restore and hold every tree; gives the roots' pids on this host in the order of the trees."""
     by_root: dict[Pid, Tree] = {tree.root: tree for tree in checkpoint.workload.trees}
-    now = clock.read()
+    tasks = sum(len(tree.processes) for tree in checkpoint.workload.trees)
+    at = clock.read().later(restore_span(checkpoint.image_bytes, tasks))
     pids = []
     for images in checkpoint.image_sets:
         tree = by_root[images.root]
@@ -198,7 +227,8 @@ def _add_trees(
                 options=checkpoint.options,
                 external_mounts=checkpoint.workload.external_mounts,
                 outside_files=checkpoint.workload.outside_files,
-                resumption=resume_clocks(call.time, checkpoint.clocks, tree.time_offsets, now),
+                resumption=resume_clocks(call.time, checkpoint.clocks, tree.time_offsets, at),
+                waits=checkpoint.waits,
             )
         )
     return tuple(pids)

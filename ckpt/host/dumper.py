@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ckpt.errors import CriuError, NoSpace
-from ckpt.host import mounts, outside
+from ckpt.host import live_waits, mounts, outside
 from ckpt.host.carried import carry
 from ckpt.host.criu import engine, kdat
 from ckpt.host.criu.addresses import page_addresses
@@ -26,9 +26,10 @@ from ckpt.host.criu.complete import check_complete
 from ckpt.host.criu.launch import Child, Launcher, launch_child
 from ckpt.host.criu.request import DumpRequest
 from ckpt.host.criu.timens import write_instant
-from ckpt.host.criu.timers import pending_timers
+from ckpt.host.criu.timers import pending_timers, rewind_timers
 from ckpt.host.criu.worker import Hooks, Notice, Worker
 from ckpt.host.criu_killing import kill_criu
+from ckpt.host.inodes.fuse.living import launcher_for
 from ckpt.host.inspection import as_host_view
 from ckpt.host.kept_log import keeping_log
 from ckpt.host.operations import JournaledOperation
@@ -71,6 +72,8 @@ class CriuDumper:
         # Only a task with mounts of its own may be dumped from another mount namespace (decision 3).
         if tree.owns("mnt") and kdat.is_useful():
             launcher = kdat.KernelCache(directory=self._state).launcher(self._criu, launch_child)
+        elif not tree.owns("mnt"):
+            launcher = launcher_for(tree.root, launcher)
         at_work = _AtWork(log=f"{operation.staging}/{tree.root}/dump.log")
         with keeping_log(operation.kept(_LOG)):
             worker = Worker.start(self._criu, launcher=at_work.launched_by(launcher))
@@ -101,9 +104,23 @@ class CriuDumper:
         """From the name of a pages file to the pages of memory that are in it."""
         return page_addresses(Path(images))
 
+    def let_go(self, view: object, thaw: Callable[[], None]) -> None:
+        """Call `thaw`, and let the threads wait on where the dump has interrupted them."""
+        seen = as_host_view(view)
+        processes = [process for tree in seen.trees for process in tree.processes]
+        live_waits.go_on(
+            [process.pid for process in processes],
+            seen.waits,
+            seen.clocks.monotonic_ns,
+            thaw,
+            filtered=[process.pid for process in processes if process.seccomp],
+        )
+
     def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
-        """Write the freeze's instant into the image set."""
-        write_instant(Path(images), ClockTarget(monotonic_ns=monotonic, boottime_ns=boottime))
+        """Write the freeze's instant into the image set, and let its timers be as they were then."""
+        instant = ClockTarget(monotonic_ns=monotonic, boottime_ns=boottime)
+        rewind_timers(Path(images), instant)
+        write_instant(Path(images), instant)
 
     def timers(self, images: str) -> tuple[PendingTimer, ...]:
         """The armed timers that CRIU recorded."""

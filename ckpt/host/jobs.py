@@ -130,6 +130,7 @@ class JobRegistry:
 
     def __init__(self, state: str) -> None:
         """Keep them below the directory `state`, which is made when the first job is."""
+        self.state = state
         self._jobs = f"{state}/jobs"
         self._locks = f"{state}/locks"
 

@@ -88,6 +88,18 @@ class Frozen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FilesystemFrozen:
+    """The file system of a volume stands still for its copy, and whoever writes to it waits."""
+
+    mountpoint: str
+
+    @property
+    def subject(self) -> str:
+        """What tells this step from others of its kind."""
+        return self.mountpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkLocked:
     """CRIU's nftables table, named after the run id of a dump, holds the workload's connections."""
 
@@ -127,6 +139,25 @@ class Restoring:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumesChanging:
+    """A job's volumes are made or replaced: `had_former` says whether it had any, `mounted` whether they were.
+
+    `committed`: the new ones stay, and what only taking back would need is removed; else all is taken back.
+    """
+
+    state: str
+    job: str
+    had_former: bool
+    mounted: bool
+    committed: bool = False
+
+    @property
+    def subject(self) -> str:
+        """What tells this step from others of its kind."""
+        return self.job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Directory:
     """A directory with files of this operation alone, outside its own."""
 
@@ -138,15 +169,60 @@ class Directory:
         return self.path
 
 
-Step = CriuStarted | Killing | Frozen | NetworkLocked | Gathered | Restoring | Directory
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesTouched:
+    """Files of the workload were changed for a restore, as the file `ledger` says (inodes/ledger.py).
+
+    `committed`: the restore has succeeded, and what only taking back would need is removed; else all is taken back.
+    """
+
+    ledger: str
+    committed: bool = False
+
+    @property
+    def subject(self) -> str:
+        """What tells this step from others of its kind."""
+        return self.ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """Files of `directory` were moved to the same paths below `aside`, for a restore (saved_files_aside.py)."""
+
+    directory: str
+    aside: str
+
+    @property
+    def subject(self) -> str:
+        """What tells this step from others of its kind."""
+        return self.aside
+
+
+Step = (
+    CriuStarted
+    | Killing
+    | FilesystemFrozen
+    | Frozen
+    | NetworkLocked
+    | Gathered
+    | Restoring
+    | FilesTouched
+    | SetAside
+    | VolumesChanging
+    | Directory
+)
 
 UNDO_ORDER: Final[tuple[type[Step], ...]] = (
     CriuStarted,
     Killing,
+    FilesystemFrozen,
     Frozen,
     NetworkLocked,
     Gathered,
     Restoring,
+    FilesTouched,
+    SetAside,
+    VolumesChanging,
     Directory,
 )
 """By kind, not by time: whatever is noted when, CRIU ends before the thaw, and running comes before tidying."""

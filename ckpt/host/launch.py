@@ -92,7 +92,7 @@ class JobSpec:
     `cgroup_procs`: the cgroup.procs files that the job's first process joins, version 2 and version 1.
     `shim_cgroup_procs`: the same for the shim; empty leaves it in this process's cgroups.
     `exit_path`: the file that will say how the job ended, in a directory that exists; the shim's own
-    complaints go to shim.log beside it.
+    complaints go to shim.log beside it. `hidden_mounts`: mounts that the job does not see, the newest first.
     """
 
     name: str
@@ -106,6 +106,7 @@ class JobSpec:
     stdin: Stdio = Stdio(path=os.devnull)
     stdout: Stdio = Stdio(path=os.devnull, flags=os.O_RDWR)
     stderr: Stdio = Stdio(path=os.devnull, flags=os.O_RDWR)
+    hidden_mounts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -406,6 +407,7 @@ def _blank(
         "umask": 0o022,
         "environment": {},
         "stdio": [],
+        "hidden_mounts": [],
     }
 
 
@@ -420,6 +422,7 @@ def _configuration(spec: JobSpec) -> shim.Configuration:
         {"path": stdio.path, "flags": stdio.flags, "fd": stdio.fd}
         for stdio in (spec.stdin, spec.stdout, spec.stderr)
     ]
+    configuration["hidden_mounts"] = list(spec.hidden_mounts)
     return configuration
 
 

@@ -159,6 +159,35 @@ class JournaledOperation:
         """The restore is committed, or was taken back."""
         self.forget(journal.Restoring(cgroup=cgroup))
 
+    @property
+    def ledger(self) -> str:
+        """The path of the file in which changes of the workload's files are noted (inodes/ledger.py)."""
+        return self._directory + "/ledger"
+
+    def note_files(self, *, committed: bool) -> None:
+        """Note that files are changed as `ledger` says; once `committed`, that they stay as they are."""
+        self.note(journal.FilesTouched(ledger=self.ledger, committed=committed))
+
+    def note_set_aside(self, directory: str, aside: str) -> None:
+        """Note that files of `directory` are about to be moved to the same paths below `aside`."""
+        self.note(journal.SetAside(directory=directory, aside=aside))
+
+    def forget_set_aside(self, directory: str, aside: str) -> None:
+        """They have been moved back."""
+        self.forget(journal.SetAside(directory=directory, aside=aside))
+
+    def commit_restore(self) -> None:
+        """The restore has succeeded: from this one write on nothing of it is taken back any more."""
+        with self._lock, contextlib.suppress(NoSpace, OsRefused):
+            steps = tuple(
+                dataclasses.replace(step, committed=True)
+                if isinstance(step, (journal.FilesTouched, journal.VolumesChanging))
+                else step
+                for step in self._entry.steps
+                if not isinstance(step, (journal.Restoring, journal.SetAside, journal.Directory))
+            )
+            self._write(dataclasses.replace(self._entry, steps=steps), sync=False)
+
     def note_directory(self, path: str) -> None:
         """Note a directory outside `staging` that holds nothing but this operation's files."""
         self.note(journal.Directory(path=path))

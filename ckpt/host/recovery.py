@@ -3,7 +3,7 @@
 Rules:
 - First what makes the workload run, then what tidies up: the order is journal.UNDO_ORDER.
 - An operation whose controller lives is never touched.
-- After a reboot nothing is frozen and nothing runs any more: only directories are left to remove.
+- After a reboot nothing is frozen and nothing runs any more: only files and directories are left to mend.
 - Everything is repeatable; a step that fails is reported, the others are undone, and the entry stays with
   what is left, for the next try.
 - Only the standard library and small modules are imported: the guardian holds this module in its memory.
@@ -112,7 +112,7 @@ def _undo_steps(entry: journal.Entry) -> tuple[list[RecoveryAction], list[journa
     actions: list[RecoveryAction] = []
     left: list[journal.Step] = []
     for step in sorted(entry.steps, key=lambda step: journal.UNDO_ORDER.index(type(step))):
-        if rebooted and not isinstance(step, journal.Directory):
+        if rebooted and not isinstance(step, _ON_DISK):
             continue
         done = _undo_step(step, frozen)
         actions += done
@@ -191,6 +191,20 @@ def _abandon_restore(step: journal.Restoring, _frozen: Sequence[str]) -> str:
     return "killed what was half restored and removed the cgroup"
 
 
+def _take_back_files(step: journal.FilesTouched, _frozen: Sequence[str]) -> str:
+    # Of restores alone, and nothing is frozen then: the guardian of a dump need not hold it in memory.
+    from ckpt.host.inodes import ledger  # noqa: PLC0415
+
+    lines = ledger.read_ledger(step.ledger)
+    if not lines:
+        return ""
+    if step.committed:
+        ledger.settle(lines)
+        return "removed the former versions of restored files"
+    ledger.take_back(lines)
+    return f"took {len(lines)} change(s) of files back"
+
+
 def _remove_directory(step: journal.Directory, _frozen: Sequence[str]) -> str:
     if not os.path.isdir(step.path):
         return ""
@@ -198,13 +212,39 @@ def _remove_directory(step: journal.Directory, _frozen: Sequence[str]) -> str:
     return "removed"
 
 
+def _move_back(step: journal.SetAside, _frozen: Sequence[str]) -> str:
+    from ckpt.host.saved_files_aside import move_back  # noqa: PLC0415 - the same
+
+    count = move_back(step.directory, step.aside)
+    return f"moved {count} file(s) back into {step.directory}" if count else ""
+
+
+def _thaw_filesystem(step: journal.FilesystemFrozen, _frozen: Sequence[str]) -> str:
+    # Few operations have to do with volumes, and every guardian would load this.
+    from ckpt.host.volumes import dumping  # noqa: PLC0415
+
+    return dumping.thaw(step.mountpoint)
+
+
+def _settle_volumes(step: journal.VolumesChanging, _frozen: Sequence[str]) -> str:
+    from ckpt.host.volumes import changing  # noqa: PLC0415 - the same
+
+    return changing.finish(step)
+
+
+_ON_DISK: Final = (journal.FilesTouched, journal.SetAside, journal.VolumesChanging, journal.Directory)
+
 _UNDO: Final[dict[type[journal.Step], Callable[[Any, Sequence[str]], str]]] = {
     journal.CriuStarted: _end_criu,
     journal.Killing: _finish_kill,
+    journal.FilesystemFrozen: _thaw_filesystem,
     journal.Frozen: _thaw,
     journal.NetworkLocked: _unlock_network,
     journal.Gathered: _put_back,
     journal.Restoring: _abandon_restore,
+    journal.FilesTouched: _take_back_files,
+    journal.SetAside: _move_back,
+    journal.VolumesChanging: _settle_volumes,
     journal.Directory: _remove_directory,
 }
 

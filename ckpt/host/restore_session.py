@@ -5,6 +5,8 @@ Rules:
 - Everything that is made is undone by abort(), newest first; what is noted in the operation's journal is
   undone by the guardian when this process dies before commit().
 - A tree's tasks are moved to their cgroups while they are held, before any of them runs.
+- Where the tasks must not see what is real (keep()), CRIU lets go of them into a frozen cgroup, and they stand
+  under ptrace until commit(). All of a session must be called from one thread, then.
 """
 
 from __future__ import annotations
@@ -12,30 +14,42 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from ckpt.errors import HostMismatch, RestoreFailed, WrongState
-from ckpt.host import cgroup_settings, cgroups, mounts
+from ckpt.errors import HostMismatch, OsRefused, RestoreFailed, WrongState
+from ckpt.host import cgroup_settings, cgroups, mounts, ptrace, resuming, signalling_timers, timerfds
 from ckpt.host.criu import engine
+from ckpt.host.criu.launch import Launcher
 from ckpt.host.criu.request import InheritFd, JoinNamespace, RestoreRequest
-from ckpt.host.criu.timers import mend_timers
+from ckpt.host.criu.seccomp_images import strip_filters
+from ckpt.host.criu.timerfd_images import ArmedTimerfd
 from ckpt.host.criu.worker import Worker
-from ckpt.host.freezer_control import control_of
+from ckpt.host.freezer_control import Control, control_of
+from ckpt.host.inodes import matching, planning
+from ckpt.host.inodes.fuse import choosing
+from ckpt.host.inodes.fuse.view import FileView
+from ckpt.host.inodes.ladder import METHODS, allowed_methods
 from ckpt.host.jobs import JobRegistry, cgroup_name
 from ckpt.host.kept_log import keeping_log
 from ckpt.host.launch import RestoreHost
 from ckpt.host.operations import JournaledOperation
-from ckpt.host.process_table import all_processes, descendants
+from ckpt.host.process_table import all_processes, descendants, stat_of
 from ckpt.host.timens import TimeNamespace
+from ckpt.host.virtual import covering
+from ckpt.host.virtual.carrying import carries_stub
 from ckpt.model.checkpoint import DumpOptions
-from ckpt.model.clocks import ClockTarget, Resumption, TimeOffsets
+from ckpt.model.clocks import PendingWait, Resumption, TimeOffsets
+from ckpt.model.inodes import InodeMethod, InodeOutcome, InodeRecord
 from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree
-from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
+from ckpt.units import SECOND, CheckpointId, JobName, Nanoseconds, Pid
 
 _LOG: Final = "last-failed-restore.log"
+_NOT_SHOWN: Final = "it cannot be shown under its inode number"
+_FREEZE_TIMEOUT: Final = Nanoseconds(10 * SECOND)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +79,14 @@ class CriuRestoreSession:
         self._held: list[engine.HeldRestore] = []
         self._workers: list[Worker] = []
         self._roots: list[Pid] = []
+        self._trees: list[Tree] = []
+        self._tracees: list[ptrace.Tracee] = []
+        self._goes_on_at = Nanoseconds(0)
+        self._came_up_at = Nanoseconds(0)
+        self._timerfds: list[tuple[ArmedTimerfd, int]] = []
+        self._layer: covering.Layer | None = None
+        self._view: FileView | None = None
         self._namespaces: dict[TimeOffsets | None, TimeNamespace] = {}
-        self._first_namespace_at = Nanoseconds(0)
         self._records: tuple[CgroupRecord, ...] = ()
         self._made: list[str] = []
         self._directories: list[str] = []
@@ -93,6 +113,7 @@ class CriuRestoreSession:
         external_mounts: tuple[ExternalMount, ...],
         outside_files: tuple[OutsideFile, ...],
         resumption: Resumption,
+        waits: tuple[PendingWait, ...],
     ) -> Pid:
         """Restore one more tree and hold it; gives its root's pid on this host.
 
@@ -100,8 +121,11 @@ class CriuRestoreSession:
             HostMismatch: a mount that it needs is not there.
             RestoreFailed: with the cause from CRIU's log; call abort().
         """
-        namespace = self._time_namespace(tree.time_offsets, resumption.clocks)
-        mend_timers(Path(images), resumption.advance)
+        if not self._trees:
+            self._start_view()
+        namespace = self._time_namespace(tree.time_offsets, resumption)
+        strip_filters(Path(images))
+        armed = resuming.mend_images(Path(images), tree, waits, resumption.advance)
         private_root = ""
         if tree.owns("mnt"):
             self._check_mounts(external_mounts)
@@ -129,8 +153,8 @@ class CriuRestoreSession:
             with keeping_log(self._operation.kept(_LOG)):
                 worker = Worker.start(
                     self._criu,
-                    launcher=self._host.launcher(private_root=private_root),
-                    kept_fds=(namespace.fd, *substitutes),
+                    launcher=self._launcher(private_root),
+                    kept_fds=(namespace.fd, *substitutes, *([self._view.descriptor] if self._view else ())),
                 )
             self._undo.callback(self._close, worker)
             self._workers.append(worker)
@@ -144,8 +168,47 @@ class CriuRestoreSession:
         self._held.append(held)
         root = self._host_pid(held.pid)
         self._roots.append(root)
+        self._trees.append(tree)
         self._move_down(tree, root)
+        self._goes_on_at = resumption.at_ns
+        if armed:
+            self._timerfds += self._undo.enter_context(timerfds.taken(armed, resuming.restored_as(root)))
         return root
+
+    def keep(
+        self, inodes: tuple[InodeRecord, ...], methods: Mapping[str, InodeMethod]
+    ) -> tuple[InodeOutcome, ...]:
+        """Let the tasks see the recorded identities from their first step on; nothing of `inodes` for the real ones.
+
+        Raises:
+            RestoreFailed, OsRefused: call abort().
+        """
+        tasks = self._tasks()
+        found = matching.matches(inodes, tasks)
+        if self._view is not None:
+            self.problems += planning.half_kept(found, methods, _NOT_SHOWN)
+        plan = planning.plan_for(found if self._view is None else ())
+        if not plan.table and not any(map(carries_stub, tasks.values())):
+            return planning.outcomes(found, methods, seen={}, is_virtual=False)
+        control = control_of(self._cgroup)
+        why_not = covering.why_not() or ("" if control else f"{self._cgroup} cannot be frozen")
+        if InodeMethod.VIRTUAL not in allowed_methods():
+            why_not = f"{METHODS} does not name the virtual layer"
+        if why_not or control is None:
+            self.problems += planning.unkept(found, why_not)
+            return planning.outcomes(found, methods, seen={}, is_virtual=False)
+        layer = covering.Layer(plan.table, state=self._operation.kept(""))
+        self._undo.callback(layer.abandon)
+        layer.start()
+        self._stop_all(control)
+        self._tracees += ptrace.seize(tasks.values(), control.thaw)
+        layer.cover(self._tracees, plan)
+        seen = layer.ask(self._tracees, found)
+        self._layer = layer
+        self.problems += layer.problems
+        if self._view is None:
+            self.problems += planning.unkept(found, "another file has its identity", seen=seen)
+        return planning.outcomes(found, methods, seen=seen, is_virtual=True)
 
     def commit(self, checkpoint: CheckpointId) -> None:
         """Let all trees go on, and file the workload as a job that came from `checkpoint`.
@@ -153,13 +216,24 @@ class CriuRestoreSession:
         Raises:
             RestoreFailed: a tree could not go on; call abort(), which takes the others back.
         """
-        for held in self._held:
-            with keeping_log(self._operation.kept(_LOG)):
-                held.finish()
+        resuming.await_instant(self._goes_on_at)
+        timerfds.rearm(self._timerfds, self._goes_on_at)
+        if self._tracees:
+            if self._layer is not None:
+                self._layer.keep(self._host.shim)
+            held_ns = Nanoseconds(time.monotonic_ns() - self._came_up_at)
+            for tracee in self._tracees:
+                signalling_timers.put_off(tracee, held_ns)
+                tracee.detach()
+            self._tracees.clear()
+        else:
+            for held in self._held:
+                with keeping_log(self._operation.kept(_LOG)):
+                    held.finish()
         # The shim reaps them, and tells only as long as it has us to tell it to.
         for worker in self._workers:
             self._close(worker)
-        # Until forget_restore() the journal says that this is half restored: a crash takes it away.
+        # Until commit_restore() the journal says that this is half restored: a crash takes it away.
         ends_with = self._host.commit(self._roots[0])
         self._jobs.adopt(
             self._place.job,
@@ -170,15 +244,47 @@ class CriuRestoreSession:
             log=self._log,
         )
         self._filed = True
-        self._operation.forget_directory(self._jobs.directory(self._place.job))
-        for cgroup in (*self._made, self._cgroup):
-            self._operation.forget_restore(cgroup)
+        self._operation.commit_restore()
         self._made.clear()
         self._undo.close()
 
     def abort(self) -> None:
         """Kill and remove everything that was restored; safe to repeat."""
         self._undo.close()
+
+    def _stop_all(self, control: Control) -> None:
+        """Let CRIU finish with all trees while the cgroup is frozen: none of the tasks takes a step."""
+        self._undo.callback(self._kill_all, control)
+        home = _own_cgroup(self._cgroup)
+        self._came_up_at = Nanoseconds(time.monotonic_ns())
+        for held, worker in zip(self._held, self._workers, strict=True):
+            # From here on the end of CRIU would let the tasks run: they must be killed before it.
+            with keeping_log(self._operation.kept(_LOG)):
+                held.come_up()
+            # It runs in the workload's cgroup, and must not stand still with it.
+            cgroups.add_process(home, worker.pid)
+        control.freeze(_FREEZE_TIMEOUT)
+        for held in self._held:
+            with keeping_log(self._operation.kept(_LOG)):
+                held.finish()
+
+    def _kill_all(self, control: Control) -> None:
+        if not self._filed:
+            control.kill()
+        for tracee in self._tracees:
+            tracee.detach()
+        self._tracees.clear()
+
+    def _tasks(self) -> dict[Pid, Pid]:
+        """The processes of the restored trees: from the pid of the dump to the one on this host."""
+        restored = {}
+        for tree, root in zip(self._trees, self._roots, strict=True):
+            inside = {_pid_inside(pid): pid for pid in descendants((root,), all_processes())}
+            for process in tree.processes:
+                pid = inside.get(process.pid_inside)
+                if pid is not None and not _is_zombie(pid):
+                    restored[process.pid] = pid
+        return restored
 
     def _close(self, worker: Worker) -> None:
         worker.close()
@@ -204,6 +310,26 @@ class CriuRestoreSession:
                 first_pid=_first_free_pid(place.trees) if new_pids else 0,
             )
         )
+
+    def _start_view(self) -> None:
+        """Make the namespace in which the files are seen that were chosen for it, if any were."""
+        files = choosing.noted(self._operation.staging)
+        if not files:
+            return
+        if self._place.new_pids or any(tree.owns("mnt") for tree in self._place.trees):
+            # CRIU makes the mounts of such a namespace from its images, and knows of no others.
+            self.problems += ("no inode number is shown: the workload has a mount namespace of its own",)
+            return
+        try:
+            self._view = FileView.start(files, place=self._operation.directory("fuse"))
+        except OsRefused as error:
+            self.problems += (error.message,)
+            return
+        self._undo.callback(self._view.close)
+
+    def _launcher(self, private_root: str) -> Launcher:
+        launcher = self._host.launcher(private_root=private_root)
+        return launcher if self._view is None else self._view.launcher(launcher)
 
     def _forget_new_job(self) -> None:
         """Undo a name that is new: a job that was never restored leaves no directory."""
@@ -272,22 +398,14 @@ class CriuRestoreSession:
         self._made.append(cgroup)
         self._operation.note_restore(cgroup)
 
-    def _time_namespace(self, offsets: TimeOffsets, clocks: ClockTarget | None) -> TimeNamespace:
-        key = None if clocks is None else offsets
+    def _time_namespace(self, offsets: TimeOffsets, resumption: Resumption) -> TimeNamespace:
+        key = None if resumption.clocks is None else offsets
         if key not in self._namespaces:
-            if clocks is None:
-                self._namespaces[key] = TimeNamespace.of_this_process()
-            else:
-                now = Nanoseconds(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-                self._first_namespace_at = self._first_namespace_at or now
-                # Made for one instant: what passed since the first one was made has passed here as well.
-                late = now - self._first_namespace_at
-                self._namespaces[key] = TimeNamespace.with_clocks(
-                    ClockTarget(
-                        monotonic_ns=Nanoseconds(clocks.monotonic_ns + late),
-                        boottime_ns=Nanoseconds(clocks.boottime_ns + late),
-                    )
-                )
+            self._namespaces[key] = (
+                TimeNamespace.of_this_process()
+                if resumption.clocks is None
+                else TimeNamespace.with_clocks(resumption.clocks, resumption.at_ns)
+            )
         return self._namespaces[key]
 
     def _close_namespaces(self) -> None:
@@ -322,6 +440,18 @@ class CriuRestoreSession:
                 pid = here.get(member)
                 if pid is not None and cgroups.cgroup_of(pid, mounted[record.hierarchy]) != directory:
                     cgroups.add_process(directory, pid)
+
+
+def _own_cgroup(cgroup: str) -> str:
+    """The cgroup of this process in the hierarchy of another one."""
+    hierarchy = cgroups.hierarchy_of(cgroup)
+    assert hierarchy is not None  # it was made there
+    return cgroups.cgroup_of(Pid(os.getpid()), hierarchy) or hierarchy.mountpoint
+
+
+def _is_zombie(pid: Pid) -> bool:
+    stat = stat_of(pid)
+    return stat is None or stat.ended
 
 
 def _refuse_used(cgroup: str) -> None:

@@ -83,6 +83,7 @@ class Configuration(TypedDict):
     init: the versioned path of ckpt-init; for a restore "" unless a new PID namespace is wanted.
     first_pid: for a restore with `init`: the first pid that CRIU itself takes inside, clear of the recorded
         ones; 0 leaves it to the kernel.
+    hidden_mounts: where mounts of the host are that are not the job's to see, the newest first.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Configuration(TypedDict):
     umask: int
     environment: dict[str, str]
     stdio: list[Stdio]
+    hidden_mounts: list[str]
 
 
 class StageError(Exception):
@@ -476,7 +478,7 @@ def _init_argv(configuration: Configuration, report: socket.socket) -> tuple[lis
     _join(configuration["cgroup_procs"])
     with _stage("make the job's namespaces"):
         linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC)
-    _mount_own()
+    _mount_own(configuration["hidden_mounts"])
     with _stage(f"enter {configuration['cwd']}"):
         os.chdir(configuration["cwd"])
     os.umask(configuration["umask"])
@@ -490,7 +492,7 @@ def _holder_argv(configuration: Configuration, pipe_end: int) -> tuple[list[str]
     _join(configuration["cgroup_procs"])
     with _stage("make a mount namespace"):
         linux.unshare(linux.CLONE_NEWNS)
-    _mount_own()
+    _mount_own(configuration["hidden_mounts"])
     if configuration["first_pid"]:
         with (
             _stage("choose CRIU's pids"),
@@ -502,8 +504,8 @@ def _holder_argv(configuration: Configuration, pipe_end: int) -> tuple[list[str]
     return [configuration["init"], "--hold", str(pipe_end)], dict(os.environ)
 
 
-def _mount_own() -> None:
-    """Give the namespaces the two file systems that must be their own.
+def _mount_own(hidden: list[str]) -> None:
+    """Give the namespaces the two file systems that must be their own, and hide what is not theirs.
 
     /proc shows the PID namespace that it was mounted in. And a terminal inside must get its number back at
     the restore: in the host's /dev/pts somebody has it by then (CRIU: "Unable to open dev/ptmx with specified
@@ -515,6 +517,10 @@ def _mount_own() -> None:
     if os.path.ismount("/dev/pts"):
         with _stage("mount the job's /dev/pts"):
             _mount_instead("devpts", "/dev/pts", _MOUNT_DEVPTS_FLAGS, _DEVPTS_OPTIONS)
+    with _stage("hide the volumes of others"):
+        for place in hidden:
+            if os.path.ismount(place):  # it may have gone meanwhile
+                linux.umount(place, flags=linux.MNT_DETACH)
 
 
 def _mount_instead(filesystem: str, place: str, flags: int, options: str) -> None:

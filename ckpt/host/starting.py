@@ -22,6 +22,8 @@ from ckpt.host.freezer_control import control_of
 from ckpt.host.jobs import JobRecord, JobRegistry, cgroup_name
 from ckpt.host.launch import JobSpec, StartedJob, Stdio
 from ckpt.host.process_table import ProcessRef, boot_id
+from ckpt.host.volumes import owning
+from ckpt.host.volumes.owning import WantedVolume
 from ckpt.units import JobName, Nanoseconds
 
 LOG: Final = "log"
@@ -42,6 +44,7 @@ class Command:
     umask: int
     log: str
     apart: bool
+    volumes: tuple[WantedVolume, ...] = ()
 
 
 def start(registry: JobRegistry, command: Command) -> JobRecord:
@@ -51,10 +54,13 @@ def start(registry: JobRegistry, command: Command) -> JobRecord:
         WrongState: a job of this name runs, or its cgroup holds processes.
         Locked: another ckpt is at this job.
         CommandFailed: the command cannot be executed.
-        OsRefused, FeatureMissing: this host cannot; names what failed.
+        Usage: a volume cannot be had at its place, or of this size.
+        OsRefused, FeatureMissing, NoSpace: this host cannot; names what failed.
     """
-    with registry.lock(command.name), contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as undo:
+        held.enter_context(registry.lock(command.name))
         registry.refuse_running(command.name)
+        hidden = held.enter_context(owning.provided(registry.state, command.name, command.volumes))
         is_new = not os.path.exists(registry.directory(command.name))
         directory = registry.prepare(command.name)
         if is_new:
@@ -78,6 +84,7 @@ def start(registry: JobRegistry, command: Command) -> JobRecord:
             umask=command.umask,
             stdout=Stdio.log(stdout),
             stderr=Stdio.log(stderr),
+            hidden_mounts=hidden,
         )
         launch.start_job(spec, register=register)
         undo.pop_all()

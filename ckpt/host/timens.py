@@ -5,7 +5,8 @@ trees of one checkpoint come back on different clocks. So a namespace is made he
 from the freeze's instant, and CRIU joins every tree to it (join_ns, after its own; criu/cr-restore.c).
 
 Rules: an offset is relative to the initial time namespace, whatever namespace ckpt itself runs in. A
-namespace lives as long as something refers to it: here a descriptor, later the tasks.
+namespace lives as long as something refers to it: here a descriptor, later the tasks. The clocks are set for an
+instant, which is a reading of the host's CLOCK_BOOTTIME: when the namespace is made does not count.
 Source: time_namespaces(7): offsets can be written until the first task enters the namespace.
 """
 
@@ -14,12 +15,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 from ckpt.errors import FeatureMissing
+from ckpt.host.clock import HostClock
 from ckpt.model.clocks import ClockTarget, TimeOffsets
 from ckpt.units import SECOND, Nanoseconds
 
@@ -43,19 +44,24 @@ class TimeNamespace:
     fd: int
 
     @classmethod
-    def with_clocks(cls, wanted: ClockTarget) -> Self:
-        """A namespace in which the clocks read `wanted` now.
+    def with_clocks(cls, wanted: ClockTarget, at_ns: Nanoseconds) -> Self:
+        """A namespace in which the clocks read `wanted` when this process reads CLOCK_BOOTTIME as `at_ns`.
+
+        Before that instant they read less, but never less than zero.
 
         Raises:
             FeatureMissing: the kernel has no time namespaces, or we may not make one.
         """
         own = offsets_of("self")
+        now = HostClock().read()
+        at_monotonic_ns = at_ns - (now.boottime_ns - now.monotonic_ns)
         offsets = (
+            # The kernel refuses a clock that would begin before zero.
             (
                 "monotonic",
-                wanted.monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC) + own.monotonic_ns,
+                own.monotonic_ns + max(wanted.monotonic_ns - at_monotonic_ns, -now.monotonic_ns),
             ),
-            ("boottime", wanted.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + own.boottime_ns),
+            ("boottime", own.boottime_ns + max(wanted.boottime_ns - at_ns, -now.boottime_ns)),
         )
         text = "".join(f"{clock} {offset // SECOND} {offset % SECOND}\n" for clock, offset in offsets)
         with subprocess.Popen(

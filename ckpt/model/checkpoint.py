@@ -171,6 +171,11 @@ class Checkpoint:
         return ByteCount(sum(images.image_bytes for images in self.image_sets))
 
     @property
+    def saved_bytes(self) -> ByteCount:
+        """The plain size of all saved files; several names of one file count once."""
+        return ByteCount(sum(content.size_bytes for content in {saved.content for saved in self.saved_files}))
+
+    @property
     def files(self) -> tuple[StoredFile, ...]:
         """Every file of it: those of the image sets in their order, what is carried, what was saved, the volumes."""
         return (

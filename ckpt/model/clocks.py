@@ -5,10 +5,16 @@ Source: time_namespaces(7); the policies are the table in docs of `ckpt restore 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Final, Self
 
-from ckpt.units import Nanoseconds, Pid
+from ckpt.units import MILLISECOND, SECOND, ByteCount, Nanoseconds, Pid
+
+_RESTORE_NS: Final = 150 * MILLISECOND
+_TASK_NS: Final = 15 * MILLISECOND
+_BYTES_PER_SECOND: Final = 700 << 20
+_SPAN_NS_MAX: Final = 60 * SECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +31,15 @@ class Clocks:
     boot_id: str
     time_zone: str
     clocksource: str
+
+    def later(self, by: Nanoseconds) -> Self:
+        """The same clocks when `by` has passed."""
+        return replace(
+            self,
+            realtime_ns=Nanoseconds(self.realtime_ns + by),
+            monotonic_ns=Nanoseconds(self.monotonic_ns + by),
+            boottime_ns=Nanoseconds(self.boottime_ns + by),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +76,9 @@ class PendingTimer:
 class PendingWait:
     """A system call in which a thread waited at the freeze, and how long it still had to.
 
-    `pid` and `thread` are as this host saw them, `call` is the kernel's name of it ("poll", "clock_nanosleep").
-    `left_ns` is what remained at the freeze: None where that is not known, or where the wait has no end. `clock`
-    is the kernel's name of the clock that the wait is measured by.
+    `pid` and `thread` are as the host saw them, `call` is the kernel's name of it ("poll", "clock_nanosleep").
+    `left_ns` is what remained at the freeze, 0 or less where it was over: None where that is not known. `clock` is
+    the kernel's name of the clock that the wait is measured by. A wait without an end needs no record.
     """
 
     pid: Pid
@@ -84,7 +99,7 @@ class TimePolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockTarget:
-    """What a tree's clocks must read at the instant of its restore, in nanoseconds."""
+    """What a tree's clocks must read at the instant at which it goes on, in nanoseconds."""
 
     monotonic_ns: Nanoseconds
     boottime_ns: Nanoseconds
@@ -92,7 +107,10 @@ class ClockTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockAdvance:
-    """How far the clocks that the tasks see went on between the dump and the restore, in nanoseconds."""
+    """How far the clocks that the tasks see went on between the freeze and the instant of the restore.
+
+    Only the wall clock may have gone back: `realtime_ns` is negative then.
+    """
 
     realtime_ns: Nanoseconds = Nanoseconds(0)
     monotonic_ns: Nanoseconds = Nanoseconds(0)
@@ -101,39 +119,58 @@ class ClockAdvance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumption:
-    """How a tree's clocks go on: what they read (None: the host's, as they are), and how far they went."""
+    """How a tree's clocks go on: what they read (None: the host's, as they are), and how far they went.
+
+    `at_ns` is the instant that both are for, on the host's CLOCK_BOOTTIME: no task of the tree runs before it.
+    """
 
     clocks: ClockTarget | None
     advance: ClockAdvance
+    at_ns: Nanoseconds
 
 
-def resume_clocks(policy: TimePolicy, saved: Clocks, offsets: TimeOffsets, now: Clocks) -> Resumption:
-    """What a workload that was saved reads when it goes on now.
+def resume_clocks(policy: TimePolicy, saved: Clocks, offsets: TimeOffsets, at: Clocks) -> Resumption:
+    """What a workload that was saved reads when it goes on at the instant `at`, which may be still to come.
 
     The time spent is measured on CLOCK_REALTIME, the only clock that two hosts share; where it was set
     back meanwhile, the time spent counts as zero, so that no policy lets a clock go back.
     """
     monotonic = saved.monotonic_ns + offsets.monotonic_ns
     boottime = saved.boottime_ns + offsets.boottime_ns
-    spent = max(0, now.realtime_ns - saved.realtime_ns)
+    on_realtime = at.realtime_ns - saved.realtime_ns
+    spent = max(0, on_realtime)
     if policy is TimePolicy.HOST:
         # Another host's clocks may be behind: its timers then wait as long as they would have.
-        on_monotonic = max(0, now.monotonic_ns - monotonic)
-        on_boottime = max(0, now.boottime_ns - boottime)
+        on_monotonic = max(0, at.monotonic_ns - monotonic)
+        on_boottime = max(0, at.boottime_ns - boottime)
     else:
         on_monotonic = spent if policy is TimePolicy.ELAPSED else 0
         on_boottime = 0 if policy is TimePolicy.CONTINUE else spent
-    advance = ClockAdvance(
-        realtime_ns=Nanoseconds(spent),
-        monotonic_ns=Nanoseconds(on_monotonic),
-        boottime_ns=Nanoseconds(on_boottime),
+    clocks = ClockTarget(
+        monotonic_ns=Nanoseconds(monotonic + on_monotonic),
+        boottime_ns=Nanoseconds(boottime + on_boottime),
     )
-    if policy is TimePolicy.HOST:
-        return Resumption(clocks=None, advance=advance)
     return Resumption(
-        clocks=ClockTarget(
-            monotonic_ns=Nanoseconds(monotonic + on_monotonic),
-            boottime_ns=Nanoseconds(boottime + on_boottime),
+        clocks=None if policy is TimePolicy.HOST else clocks,
+        advance=ClockAdvance(
+            realtime_ns=Nanoseconds(on_realtime),
+            monotonic_ns=Nanoseconds(on_monotonic),
+            boottime_ns=Nanoseconds(on_boottime),
         ),
-        advance=advance,
+        at_ns=at.boottime_ns,
     )
+
+
+def restore_span(image_bytes: ByteCount, tasks: int) -> Nanoseconds:
+    """How long from the choice of the clocks until the tasks can go on: rather a little too much.
+
+    A time namespace cannot be set any more once a task is in it, and tasks are in it long before they can go on:
+    so its clocks are set for an instant to come. What is over by then waits for it; what is not sees the rest pass.
+    """
+    span_ns = _RESTORE_NS + tasks * _TASK_NS + image_bytes * SECOND // _BYTES_PER_SECOND
+    return Nanoseconds(min(span_ns, _SPAN_NS_MAX))
+
+
+def realtime_went_back(saved: Clocks, now: Nanoseconds) -> Nanoseconds:
+    """By how much CLOCK_REALTIME is behind what the workload saw last; 0 where it is not."""
+    return Nanoseconds(max(0, saved.realtime_ns - now))

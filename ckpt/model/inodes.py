@@ -19,6 +19,13 @@ class InodePolicy(StrEnum):
     IGNORE = "ignore"
 
 
+class FilesPolicy(StrEnum):
+    """Which contents a restored workload finds in its files."""
+
+    SAVED = "saved"  # those that were saved with its memory
+    NEWEST = "newest"  # those that are there now
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """What stat(2) tells two files apart by."""
@@ -50,6 +57,8 @@ class RoleKind(StrEnum):
     EXE = "exe"
     WATCH = "watch"
     LOCK = "lock"
+    BOUND = "bound"
+    ABOVE = "above"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +69,8 @@ class Role:
     map     "7f12a000-7f12b000 r--p": one area of the file, and one through which it is written if there is one
     lock    "POSIX ADVISORY WRITE 0 EOF": kind, strictness, access, first and last byte, as /proc/locks has it
     watch   the inotify or fanotify line of fdinfo that names the file
+    bound   "": a unix socket of the task has this name
+    above   "": a directory on the path of a file that it holds; it holds the directory itself in no way
     """
 
     pid: Pid
@@ -138,6 +149,7 @@ class InodeMethod(StrEnum):
     PINNED = "pinned"  # the very inode was kept under a second name, and put back
     PLACED = "placed"  # a copy was made that has the number
     VIRTUAL = "virtual"  # the task's stat calls are answered with the recorded numbers
+    FUSE = "fuse"  # a file system of ours shows the inode number alone: the device is another one
     NONE = "none"  # it sees other numbers
 
 
@@ -160,6 +172,7 @@ class Difference(StrEnum):
     """What of a recorded file is not as it was."""
 
     MISSING = "missing"
+    NO_LOG = "no-log"
     KIND = "kind"
     SIZE = "size"
     CONTENT = "content"
@@ -179,10 +192,12 @@ class FileChange:
     found: str
 
     def __str__(self) -> str:
-        if self.difference is Difference.MISSING:
+        if self.difference in (Difference.MISSING, Difference.NO_LOG):
             return f"{self.path} is missing"
         return f"{self.path}: {self.difference} was {self.recorded}, is {self.found}"
 
 
-IDENTITY_DIFFERENCES = frozenset({Difference.DEVICE, Difference.INODE, Difference.GENERATION})
-"""Differences in the numbers only: the content may be the same."""
+IDENTITY_DIFFERENCES = frozenset(
+    {Difference.DEVICE, Difference.INODE, Difference.GENERATION, Difference.NO_LOG}
+)
+"""Differences in the numbers only: the content may be the same. A log that is missing is made anew."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckpt.model.checkpoint import Checkpoint
-from ckpt.model.inodes import FileChange
+from ckpt.model.inodes import FileChange, InodeOutcome
 from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid, Tag
 
 
@@ -117,4 +117,5 @@ class RestoreReport:
     restore_ns: Nanoseconds
     total_ns: Nanoseconds
     file_changes: tuple[FileChange, ...]
+    inodes: tuple[InodeOutcome, ...]
     warnings: tuple[str, ...]

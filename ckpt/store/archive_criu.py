@@ -4,6 +4,8 @@
     DIR/ROOT/*.img     of one of several trees: each in a directory that is named by its root's pid
     stats-dump         beside them: CRIU's figures of the dump, where they are known
     DIR/carried/0 …    the files that CRIU does not keep, in the order of Checkpoint.carried_files
+    DIR/saved/0 …      the files that were kept with the memory, in the order of Checkpoint.saved_files
+    DIR/volumes/0 …    the images of volumes, in the order of Checkpoint.volumes
 
 Rule: the directory is new, or empty; where the export fails it is as it was.
 """
@@ -67,10 +69,21 @@ def export_criu(
             for image in images.files:
                 source.fetch(checkpoint, image, f"{place}/{image.name}")
             finish(place)
-        if stored.carried_files:
-            os.mkdir(f"{directory}/carried")
-        for number, carried in enumerate(stored.carried_files):
-            source.fetch(checkpoint, carried.content, f"{directory}/carried/{number}")
+        for name, contents in _beside(stored):
+            os.mkdir(f"{directory}/{name}")
+            for number, content in enumerate(contents):
+                source.fetch(checkpoint, content, f"{directory}/{name}/{number}")
+
+
+def _beside(checkpoint: Checkpoint) -> Iterator[tuple[str, list[StoredFile]]]:
+    """What stands beside the images: the names of the directories that are needed, and what is in each."""
+    for name, kept in (
+        ("carried", checkpoint.carried_files),
+        ("saved", checkpoint.saved_files),
+        ("volumes", checkpoint.volumes),
+    ):
+        if kept:
+            yield name, [each.content for each in kept]
 
 
 def image_directories(checkpoint: Checkpoint, directory: str) -> dict[Pid, str]:

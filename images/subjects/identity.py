@@ -28,16 +28,13 @@ import secrets
 import socket
 import subprocess
 import sys
-import time
 import zlib
 from collections import defaultdict
-from typing import NoReturn
 
 from identity_calls import Finding, Identity, Remembered, of_status
 from identity_programs import Database, Followers, Log, Stats
+from orders import Answer, ask, serve
 
-POLL_S = 0.005
-ANSWER_S = 30
 FIRST_ROWS = 10
 CONTENT = b"These words are the same in every copy.\n"
 
@@ -115,7 +112,7 @@ class Victim:
         self._cache = {of_status(os.stat(name)): self._digest(name) for name in ("notes", "folder/inner")}
         self._archived = {of_status(os.stat("first-name")): "first-name"}
 
-    def obey(self, order: str, rows: int) -> dict[str, object]:
+    def obey(self, order: str, rows: int) -> Answer:
         match order:
             case "check":
                 return self.check()
@@ -137,7 +134,7 @@ class Victim:
         self._rollback.write(rows)
         self._wal.write(rows)
 
-    def check(self) -> dict[str, object]:
+    def check(self) -> Answer:
         """Every property; rows are written as well, for what cannot write is found so."""
         self.write(1)
         findings = [
@@ -211,53 +208,8 @@ class Victim:
             return f"{zlib.crc32(file.read()):08x}"
 
 
-def told(findings: list[Finding]) -> dict[str, object]:
+def told(findings: list[Finding]) -> Answer:
     return {"findings": [finding._asdict() | {"right": finding.right} for finding in findings]}
-
-
-def serve(victim: Victim, control: str) -> NoReturn:
-    """Do what is asked, one order after the other."""
-    put(f"{control}/answer", {"id": "ready"})
-    request = f"{control}/request"
-    while True:
-        try:
-            with open(request, encoding="utf-8") as file:
-                asked = json.load(file)
-        except FileNotFoundError:
-            time.sleep(POLL_S)
-            continue
-        os.unlink(request)
-        try:
-            answer = victim.obey(asked["do"], asked["rows"])
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        put(f"{control}/answer", {"id": asked["id"]} | answer)
-
-
-def ask(control: str, order: str, rows: int) -> int:
-    """Ask a victim that runs, and print its answer."""
-    asked = {"id": secrets.token_hex(8), "do": order, "rows": rows}
-    end = time.monotonic() + ANSWER_S
-    put(f"{control}/request", asked)
-    while time.monotonic() < end:
-        try:
-            with open(f"{control}/answer", encoding="utf-8") as file:
-                answer = json.load(file)
-        except FileNotFoundError:
-            answer = {}
-        if answer.pop("id", "") == asked["id"]:
-            print(json.dumps(answer))
-            return 1 if "error" in answer else 0
-        time.sleep(POLL_S)
-    print(json.dumps({"error": f"no answer to {order} in {ANSWER_S} s"}))
-    return 1
-
-
-def put(path: str, content: dict[str, object]) -> None:
-    """Write a file that is there as a whole or not at all."""
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    os.rename(f"{path}.new", path)
 
 
 def main(arguments: list[str]) -> int:
@@ -274,12 +226,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rows", type=int, default=4)
     options = parser.parse_args(arguments)
     if options.ask:
-        return ask(options.control, options.ask, options.rows)
+        answer = ask(options.control, options.ask, options.rows)
+        print(json.dumps(answer))
+        return 1 if "error" in answer else 0
     if not options.files:
         parser.error("one of --files and --ask is needed")
-    stats = {"a program that asks": options.stats, "a static program that asks": options.stats_static}
+    stats = {"dynamic program": options.stats, "static program": options.stats_static}
     stats = {name: program for name, program in stats.items() if program}
-    serve(Victim(options.files, options.control, stats), options.control)
+    return serve(options.control, Victim(options.files, options.control, stats).obey)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 import freeze
+import inodes
 import store
 
 
@@ -17,6 +18,7 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     freeze.register(commands)
+    inodes.register(commands)
     store.register(commands)
     arguments = parser.parse_args()
     return arguments.run(arguments)

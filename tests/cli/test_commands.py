@@ -9,14 +9,13 @@ from typing import Any
 import click
 import pytest
 from fakes import world as fake
-from fakes.calls import restore_ports
+from fakes.calls import dump_ports, restore_ports
 from fakes.checkpoints import a_checkpoint
 
 from ckpt.cli import suggestions, wiring
 from ckpt.cli.group import ckpt
 from ckpt.cli.main import main
 from ckpt.errors import DumpFailed, NoSuchTarget
-from ckpt.flow.dump import DumpPorts
 from ckpt.host.jobs import JobRecord, JobRegistry
 from ckpt.host.process_table import ProcessRef
 from ckpt.host.recovery import RecoveryAction
@@ -34,16 +33,7 @@ def _a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> fake.World:
     world = fake.World()
-    ports = DumpPorts(
-        clock=fake.FakeClock(world),
-        operations=fake.FakeOperations(world),
-        targets=fake.FakeTargets(world),
-        inspector=fake.FakeInspector(world),
-        dumper=fake.FakeDumper(world),
-        store=fake.FakeStore(world),
-        jobs=fake.FakeJobs(world),
-    )
-    monkeypatch.setattr(wiring, "dump_ports", lambda _place, _announce: ports)
+    monkeypatch.setattr(wiring, "dump_ports", lambda _place, _announce: dump_ports(world))
     monkeypatch.setattr(wiring, "restore_ports", lambda _place, _announce: restore_ports(world))
     return world
 

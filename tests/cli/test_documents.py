@@ -17,7 +17,7 @@ from ckpt.cli.documents import (
     verify_document,
 )
 from ckpt.cli.portrait import portrait
-from ckpt.model.inodes import Difference, FileChange
+from ckpt.model.inodes import Difference, FileChange, Identity, InodeMethod, InodeOutcome
 from ckpt.model.reports import (
     DumpReport,
     Problem,
@@ -26,7 +26,16 @@ from ckpt.model.reports import (
     SweepReport,
     VerifyReport,
 )
-from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid, Tag
+from ckpt.units import (
+    ByteCount,
+    CheckpointId,
+    DeviceNumber,
+    InodeNumber,
+    JobName,
+    Nanoseconds,
+    Pid,
+    Tag,
+)
 
 ID = CheckpointId("ab" * 32)
 CHECKPOINT = a_checkpoint(an_image_file("pages-1.img", 4096), an_image_file("core-1.img", 100))
@@ -69,6 +78,15 @@ def test_a_restore() -> None:
         restore_ns=Nanoseconds(2_500_000),
         total_ns=Nanoseconds(3_000_000),
         file_changes=(FileChange(path="/f", difference=Difference.INODE, recorded="1", found="2"),),
+        inodes=(
+            InodeOutcome(
+                path="/f",
+                recorded=Identity(device=DeviceNumber(9), inode=InodeNumber(1)),
+                found=Identity(device=DeviceNumber(8), inode=InodeNumber(2)),
+                seen=Identity(device=DeviceNumber(9), inode=InodeNumber(1)),
+                method=InodeMethod.VIRTUAL,
+            ),
+        ),
         warnings=(),
     )
     assert restore_document(report) == {
@@ -80,6 +98,15 @@ def test_a_restore() -> None:
         "restore_ms": 2.5,
         "total_ms": 3.0,
         "file_changes": [{"path": "/f", "difference": "inode", "recorded": "1", "found": "2"}],
+        "inodes": [
+            {
+                "path": "/f",
+                "recorded": {"device": 9, "inode": 1},
+                "found": {"device": 8, "inode": 2},
+                "seen": {"device": 9, "inode": 1},
+                "method": "virtual",
+            }
+        ],
         "warnings": [],
     }
 

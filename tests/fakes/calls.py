@@ -8,13 +8,13 @@ from ckpt.flow.dump import DumpCall, DumpPorts, dump
 from ckpt.flow.restore import RestoreCall, RestorePorts
 from ckpt.model.checkpoint import DumpOptions
 from ckpt.model.clocks import TimePolicy
-from ckpt.model.inodes import InodePolicy
+from ckpt.model.inodes import FilesPolicy, InodePolicy
 from ckpt.model.target import TargetRef
 from ckpt.model.workload import TargetKind, Tree
 from ckpt.units import SECOND, Nanoseconds
 
 
-def dumped_world(trees: tuple[Tree, ...] | None = None) -> fake.World:
+def dumped_world(trees: tuple[Tree, ...] | None = None, with_files: tuple[str, ...] = ()) -> fake.World:
     """A world whose store holds one checkpoint of the job "web", with an empty journal."""
     world = fake.World() if trees is None else fake.World(trees=trees)
     dump(
@@ -26,6 +26,7 @@ def dumped_world(trees: tuple[Tree, ...] | None = None) -> fake.World:
             stop=True,
             options=DumpOptions(),
             freeze_timeout=Nanoseconds(10 * SECOND),
+            with_files=with_files,
         ),
         dump_ports(world),
     )
@@ -39,13 +40,18 @@ def dump_ports(world: fake.World) -> DumpPorts:
         operations=fake.FakeOperations(world),
         targets=fake.FakeTargets(world),
         inspector=fake.FakeInspector(world),
+        inodes=fake.FakeInodes(world),
         dumper=fake.FakeDumper(world),
+        saver=fake.FakeSaver(world),
         store=fake.FakeStore(world),
         jobs=fake.FakeJobs(world),
+        volumes=fake.FakeVolumes(world),
     )
 
 
-def restore_call(*, inodes: InodePolicy = InodePolicy.KEEP, new_pids: bool = False) -> RestoreCall:
+def restore_call(
+    *, inodes: InodePolicy = InodePolicy.KEEP, new_pids: bool = False, files: FilesPolicy | None = None
+) -> RestoreCall:
     return RestoreCall(
         ref="web@latest",
         job=None,
@@ -53,6 +59,7 @@ def restore_call(*, inodes: InodePolicy = InodePolicy.KEEP, new_pids: bool = Fal
         inodes=inodes,
         new_pids=new_pids,
         cgroup="",
+        files=files,
     )
 
 
@@ -61,6 +68,9 @@ def restore_ports(world: fake.World) -> RestorePorts:
         clock=fake.FakeClock(world),
         operations=fake.FakeOperations(world),
         inspector=fake.FakeInspector(world),
+        inodes=fake.FakeInodes(world),
         restorer=fake.FakeRestorer(world),
+        writer=fake.FakeFileWriter(world),
         store=fake.FakeStore(world),
+        volumes=fake.FakeVolumes(world),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from ckpt.model.checkpoint import HostFacts, StoredFile
+from ckpt.model.checkpoint import HostFacts, SavedFile, StoredFile
 from ckpt.model.clocks import Clocks, TimeOffsets
 from ckpt.model.workload import Namespace, Process, Tree
 from ckpt.units import CHUNK_BYTES, SECOND, ByteCount, Digest, Nanoseconds, Pid
@@ -63,6 +63,12 @@ def an_image_file(name: str, size: int = 10) -> StoredFile:
         size_bytes=ByteCount(size),
         mode=0o600,
         root=Digest("ab" * 32),
+    )
+
+
+def a_saved_file(path: str, name: str = "saved-1") -> SavedFile:
+    return SavedFile(
+        path=path, mode=0o100640, uid=0, gid=0, mtime_ns=Nanoseconds(1), content=an_image_file(name)
     )
 
 

@@ -6,11 +6,13 @@ processes are, and what is durable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fakes.values import CLOCKS, HOST, a_tree, an_image_file
+from fakes.checkpoints import INODE
+from fakes.values import CLOCKS, HOST, a_saved_file, a_tree, an_image_file
 
 from ckpt.errors import DumpFailed, NoSpace, ObjectMissing, RestoreFailed
 from ckpt.model.checkpoint import (
@@ -20,14 +22,16 @@ from ckpt.model.checkpoint import (
     DumpOptions,
     DumpStatistics,
     HostFacts,
+    SavedFile,
     StoredFile,
+    Volume,
 )
-from ckpt.model.clocks import Clocks, PendingTimer, Resumption
-from ckpt.model.inodes import FileChange, InodeRecord
+from ckpt.model.clocks import Clocks, PendingTimer, PendingWait, Resumption
+from ckpt.model.inodes import FileChange, InodeMethod, InodeOutcome, InodeRecord
 from ckpt.model.reports import StoredCheckpoint
 from ckpt.model.target import Target, TargetRef
 from ckpt.model.workload import ExternalMount, OutsideFile, Tree, Workload
-from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid, Tag
+from ckpt.units import ByteCount, CheckpointId, DeviceNumber, JobName, Nanoseconds, Pid, Tag
 
 
 class InjectedError(Exception):
@@ -51,7 +55,13 @@ class World:
     half_restored: int = 0
     restored: int = 0
     put_back: bool = False
+    inodes_put_back: bool = False
+    copies_of_files: bool = False
+    files_written: tuple[str, ...] = ()
+    volumes_held: bool = False
+    volumes_replaced: bool = False
     changes: tuple[FileChange, ...] = ()
+    device_changes: tuple[FileChange, ...] = ()
     taken_pids: tuple[str, ...] = ()
     roots_replaced: int = 0
     time: int = 0
@@ -168,6 +178,7 @@ class FakeTargets:
 class FakeView:
     trees: tuple[Tree, ...]
     clocks: Clocks = CLOCKS
+    waits: tuple[PendingWait, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -181,6 +192,10 @@ class FakeInspector:
             self.world.roots_replaced -= 1
             return FakeView((a_tree(99), *self.world.trees))
         return FakeView(self.world.trees)
+
+    def watch_waits(self, survey: FakeView) -> FakeView:
+        assert not self.world.frozen
+        return survey
 
     def confirm(self, survey: FakeView, cgroup: str, *, tcp_established: bool) -> FakeView:
         assert self.world.frozen
@@ -200,7 +215,7 @@ class FakeInspector:
 
     def inodes(self, view: FakeView) -> tuple[InodeRecord, ...]:
         self.world.step("inodes")
-        return ()
+        return (INODE,)
 
     def host_facts(self) -> HostFacts:
         return HOST
@@ -281,6 +296,9 @@ class FakeDumper:
     def page_addresses(self, images: str) -> dict[str, tuple[AddressRun, ...]]:
         return {}
 
+    def let_go(self, view: FakeView, thaw: Callable[[], None]) -> None:
+        thaw()
+
     def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
         self.world.step("set instant")
 
@@ -304,12 +322,28 @@ class FakeSession:
         external_mounts: tuple[ExternalMount, ...],
         outside_files: tuple[OutsideFile, ...],
         resumption: Resumption,
+        waits: tuple[PendingWait, ...],
     ) -> Pid:
         self.world.half_restored += 1
         self.world.step(f"restore {tree.root}")
         if tree.root == 666:
             raise RestoreFailed(cause="no")
         return tree.root
+
+    def keep(
+        self, inodes: tuple[InodeRecord, ...], methods: Mapping[str, InodeMethod]
+    ) -> tuple[InodeOutcome, ...]:
+        self.world.step("keep the identities" if inodes else "keep nothing")
+        return tuple(
+            InodeOutcome(
+                path=inode.path,
+                recorded=inode.identity,
+                found=inode.identity,
+                seen=inode.identity,
+                method=methods.get(inode.path, InodeMethod.SAME),
+            )
+            for inode in inodes
+        )
 
     def commit(self, checkpoint: CheckpointId) -> None:
         self.world.step("commit restore")
@@ -346,6 +380,140 @@ class FakePutBack:
 
     def tidy(self) -> None:
         self.world.journal.append("tidy")
+
+
+class FakeSelection:
+    files: tuple[tuple[SavedFile, str], ...] = ()
+    directories: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, world: World, paths: tuple[str, ...]) -> None:
+        self.world = world
+        self.paths = paths
+
+    def take(self) -> None:
+        self.world.step("take files")
+        self.world.copies_of_files = True
+        self.files = tuple((a_saved_file(path), f"/copy/of{path}") for path in self.paths)
+
+    def drop(self) -> None:
+        self.world.copies_of_files = False
+
+
+class FakeSaver:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def select(self, paths: tuple[str, ...], operation: FakeOperation) -> FakeSelection:
+        self.world.step("select files")
+        return FakeSelection(self.world, paths)
+
+
+class FakeWrittenFiles:
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def write(self, ref: str, files: tuple[tuple[SavedFile, str], ...], directories: tuple[str, ...]) -> None:
+        self.world.files_written = tuple(file.path for file, _ in files)
+        self.world.step("write files")
+
+    def undo(self) -> None:
+        self.world.files_written = ()
+
+    def settle(self) -> None:
+        self.world.journal.append("settle")
+
+
+class FakeFileWriter:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def begin(self, operation: FakeOperation) -> FakeWrittenFiles:
+        return FakeWrittenFiles(self.world)
+
+    def accept_changed(self, images: tuple[str, ...], paths: frozenset[str]) -> None:
+        self.world.step(f"accept {', '.join(sorted(paths))}")
+
+
+class FakeKeeper:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.methods: dict[str, InodeMethod] = {}
+
+    def put_back(self, inodes: tuple[InodeRecord, ...], images: tuple[str, ...]) -> None:
+        self.world.inodes_put_back = True
+        self.world.step("put inodes back")
+        self.methods = {inode.path: InodeMethod.PLACED for inode in inodes}
+
+    def undo(self) -> None:
+        self.world.inodes_put_back = False
+
+    def settle(self) -> None:
+        self.world.journal.append("settle")
+
+
+class FakeInodes:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def keeper(self, operation: FakeOperation) -> FakeKeeper:
+        return FakeKeeper(self.world)
+
+    def pin(self, checkpoint: CheckpointId, inodes: tuple[InodeRecord, ...]) -> tuple[str, ...]:
+        self.world.step("pin")
+        return ()
+
+
+VOLUME = Volume(
+    mountpoint="/srv/volume",
+    filesystem="ext4",
+    device=DeviceNumber(os.makedev(7, 1 << 19)),
+    content=an_image_file("volume-0.img"),
+)
+
+
+class FakeVolumes:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def write_out(self, target: Target) -> None:
+        self.world.step("write out volumes")
+
+    def copy_frozen(self, target: Target, operation: FakeOperation) -> tuple[tuple[Volume, str], ...]:
+        assert self.world.frozen
+        self.world.step("copy volumes")
+        return ((VOLUME, "/staging/volume-0.img"),)
+
+    def bring(
+        self, *, ref: str, job: JobName, volumes: tuple[Volume, ...], operation: FakeOperation
+    ) -> FakeBroughtVolumes:
+        assert volumes == (VOLUME,)
+        self.world.step("make room for volumes")
+        return FakeBroughtVolumes(self.world)
+
+
+class FakeBroughtVolumes:
+    images = ((VOLUME.content, "/volumes/0.img"),)
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        world.volumes_held = True
+
+    def attach(self) -> tuple[FileChange, ...]:
+        self.world.volumes_replaced = True
+        self.world.step("attach volumes")
+        return self.world.device_changes
+
+    def settle(self) -> None:
+        self.world.journal.append("settle")
+
+    def undo(self) -> None:
+        self.world.volumes_replaced = False
+
+    def close(self) -> None:
+        self.world.volumes_held = False
 
 
 class FakeWriter:

@@ -1,9 +1,10 @@
-"""What must be as before when the tests are over: processes, cgroups, mounts, network locks."""
+"""What must be as before when the tests are over: processes, cgroups, mounts, loop devices, network locks."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,16 @@ class Machine:
 
     cgroups: frozenset[str]
     mounts: frozenset[str]
+    loops: frozenset[str]
     tables: frozenset[str]
     processes: frozenset[str]
 
     @classmethod
     def now(cls) -> Machine:
         """Look."""
-        return cls(cgroups=_cgroups(), mounts=_mounts(), tables=_tables(), processes=_processes())
+        return cls(
+            cgroups=_cgroups(), mounts=_mounts(), loops=_loops(), tables=_tables(), processes=_processes()
+        )
 
     def since(self, before: Machine) -> list[str]:
         """What is here that was not there before, each in a few words."""
@@ -31,6 +35,7 @@ class Machine:
             *(f"process {name}" for name in sorted(self.processes - before.processes)),
             *(f"cgroup {name}" for name in sorted(self.cgroups - before.cgroups)),
             *(f"mount {name}" for name in sorted(self.mounts - before.mounts)),
+            *(f"loop device of {name}" for name in sorted(self.loops - before.loops)),
             *(f"nft table {name}" for name in sorted(self.tables - before.tables)),
         ]
 
@@ -61,6 +66,15 @@ def _is_of_others(cgroup: str) -> bool:
 def _mounts() -> frozenset[str]:
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return frozenset(mount for mount in mounts if "ckpt" in mount or "pytest" in mount)
+
+
+def _loops() -> frozenset[str]:
+    """The files that are attached to loop devices with numbers of ckpt's own."""
+    attached = set()
+    for each in Path("/sys/block").glob("loop[0-9][0-9][0-9][0-9][0-9]*/loop/backing_file"):
+        with suppress(OSError):
+            attached.add(each.read_text().strip())
+    return frozenset(attached)
 
 
 def _tables() -> frozenset[str]:

@@ -24,6 +24,7 @@ def call(*, stop: bool = False, tcp: bool = False) -> DumpCall:
         stop=stop,
         options=DumpOptions(tcp_established=tcp),
         freeze_timeout=Nanoseconds(10 * SECOND),
+        with_files=("/srv/state.db", "/srv/log"),
     )
 
 
@@ -38,6 +39,9 @@ def test_a_dump_freezes_once_thaws_before_it_stores_and_leaves_the_workload_runn
     report = dump(call(), ports(world))
     journal = world.journal
     assert journal.count("freeze") == 1
+    assert journal.count("take files") == 1
+    assert journal.index("freeze") < journal.index("take files") < journal.index("thaw")
+    assert [saved.path for saved in report.checkpoint.saved_files] == ["/srv/state.db", "/srv/log"]
     assert journal.index("start CRIU") < journal.index("freeze") < journal.index("dump 100")
     assert journal.index("dump 100") < journal.index("dump 200") < journal.index("thaw")
     stored = [index for index, step in enumerate(journal) if step.startswith(("store", "inodes", "describe"))]
@@ -102,6 +106,7 @@ def test_whatever_step_fails_the_workload_is_neither_lost_nor_frozen(how: dict[s
     assert world.alive or durable
     assert not world.frozen
     assert not world.gathered
+    assert not world.copies_of_files
     assert (world.operations, world.criu_running) == (0, 0)
 
 

@@ -83,6 +83,29 @@ def test_missing_files_are_named_too(checkpoint: str, files: tuple[Path, Path], 
     assert str(files[1]) not in error["message"]
 
 
+def test_a_log_that_is_gone_is_made_anew(
+    workload: Workload, program: Asked, tmp_path: Path, ckpt: Ckpt
+) -> None:
+    log = tmp_path / "log"
+    program.do(f"held['log'] = open({str(log)!r}, 'a'); held['log'].write('before'); held['log'].flush()")
+    log.chmod(0o640)
+    before = log.stat().st_ino
+    dumped = ckpt("dump", "--cgroup", workload.cgroup, "--stop")["id"]
+    workload.await_empty()
+    log.unlink()
+
+    error = ckpt("restore", "--inodes", "verify", dumped, exit_code=32)["error"]
+    assert f"{log} is missing" in error["message"]
+    assert not log.exists()
+
+    ckpt("restore", dumped)
+    program.do("held['log'].write('after'); held['log'].flush()")
+    assert log.read_text() == "after"
+    assert log.stat().st_mode & 0o7777 == 0o640
+    seen = program.do("answer = os.fstat(held['log'].fileno()).st_ino")
+    assert seen == before
+
+
 def test_ignore_leaves_the_content_to_criu(
     checkpoint: str, program: Asked, files: tuple[Path, Path], ckpt: Ckpt
 ) -> None:
@@ -91,9 +114,10 @@ def test_ignore_leaves_the_content_to_criu(
     assert read_by(program, files[0]) == "CONTENT"
 
 
-def test_an_equal_file_with_another_inode_is_refused_by_verify_and_told_by_keep(
+def test_an_equal_file_with_another_inode_is_refused_by_verify_and_kept_by_keep(
     checkpoint: str, program: Asked, workload: Workload, files: tuple[Path, Path], ckpt: Ckpt
 ) -> None:
+    before = files[0].stat().st_ino
     replace(files[0], b"content")
 
     error = ckpt("restore", "--inodes", "verify", checkpoint, exit_code=32)["error"]
@@ -101,11 +125,11 @@ def test_an_equal_file_with_another_inode_is_refused_by_verify_and_told_by_keep(
     assert str(files[1]) not in error["message"]
     assert workload.pids() == []
 
-    done = ckpt.run("restore", "--inodes", "keep", checkpoint)
-    assert done.returncode == 0, done.stderr
-    assert f"1 file(s) have another inode than the workload saw, and it will see the new one: {files[0]}" in (
-        " ".join(done.stderr.split())
-    )
+    restored = ckpt("restore", "--inodes", "keep", checkpoint)
+    [kept] = [outcome for outcome in restored["inodes"] if outcome["path"] == str(files[0])]
+    assert kept["recorded"]["inode"] == kept["found"]["inode"] == kept["seen"]["inode"] == before
+    assert kept["method"] == "pinned"
+    assert files[0].stat().st_ino == before
     assert read_by(program, files[0]) == "content"
 
 

@@ -28,7 +28,8 @@ def test_the_clocks_start_where_they_were_told_to_whatever_the_hosts_read(start_
         monotonic_ns=Nanoseconds(start_s * SECOND), boottime_ns=Nanoseconds(3 * start_s * SECOND + 500)
     )
     before = time.monotonic_ns()
-    with TimeNamespace.with_clocks(wanted) as namespace:
+    at = Nanoseconds(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+    with TimeNamespace.with_clocks(wanted, at) as namespace:
         output = subprocess.run(
             [sys.executable, "-I", "-S", "-c", READ, str(namespace.fd)],
             pass_fds=(namespace.fd,),

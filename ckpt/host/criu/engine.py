@@ -61,7 +61,9 @@ def dump(worker: Worker, request: DumpRequest, hooks: Hooks | None = None) -> Du
 class HeldRestore:
     """A restore that stands at its commit point: every task exists and none has run.
 
-    Made by begin_restore(). Exactly one of finish() and abort() ends it; leaving the with block aborts.
+    Made by begin_restore(). Exactly one of finish() and abort() ends it; leaving the with block aborts. Between,
+    come_up() may bring the tasks to the instant before their first step; then abort() ends CRIU alone, and who
+    called it must have killed the tasks.
     """
 
     def __init__(self, worker: Worker, request: RestoreRequest, hooks: Hooks, pid: Pid) -> None:
@@ -70,11 +72,37 @@ class HeldRestore:
         self._hooks = hooks
         self._pid = pid
         self._over = False
+        self._is_up = False
 
     @property
     def pid(self) -> Pid:
         """The restored root's pid, as CRIU's PID namespace sees it."""
         return self._pid
+
+    def come_up(self) -> None:
+        """Let CRIU do all that is left but to let go of the tasks, which have their last registers then.
+
+        CRIU holds them by ptrace, and waits; nothing can make it take them back from here on.
+
+        Raises:
+            RestoreFailed, CriuStuck, CriuDied, Interrupted: nothing is left of it.
+        """
+        try:
+            self._worker.reply(success=True)
+            while True:
+                received = self._worker.receive()
+                if received.notice is None:
+                    self._over = True
+                    _not_held(self._worker, self._request, received.response, None)
+                    return
+                if received.notice.phase == "pre-resume":
+                    self._is_up = True
+                    return
+                _, trouble = run_hook(received.notice, self._hooks)
+                self._worker.reply(success=trouble is None)
+        except CriuError as error:
+            self._over = True
+            raise _explained(error, self._request.log) from error
 
     def finish(self) -> RestoreOutcome:
         """Let the tasks go on.
@@ -94,6 +122,10 @@ class HeldRestore:
         if self._over:
             return
         self._over = True
+        if self._is_up:
+            self._worker.kill()
+            self._worker.close()
+            return
         try:
             self._worker.reply(success=False)
             advance(self._worker, {})

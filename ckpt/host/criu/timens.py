@@ -24,7 +24,7 @@ def read_instant(images: Path) -> ClockTarget:
     Raises:
         ObjectCorrupt, OsRefused: it has none, or it cannot be read.
     """
-    entry = read_entry(_paths(images)[0], "TIMENS", "timens_entry")
+    entry = read_entry(instant_path(images), "TIMENS", "timens_entry")
     return ClockTarget(
         monotonic_ns=Nanoseconds(entry.monotonic.tv_sec * _SECOND + entry.monotonic.tv_nsec),
         boottime_ns=Nanoseconds(entry.boottime.tv_sec * _SECOND + entry.boottime.tv_nsec),
@@ -45,6 +45,15 @@ def write_instant(images: Path, instant: ClockTarget) -> None:
         entry.monotonic.tv_sec, entry.monotonic.tv_nsec = divmod(instant.monotonic_ns, _SECOND)
         entry.boottime.tv_sec, entry.boottime.tv_nsec = divmod(instant.boottime_ns, _SECOND)
         write_entries(path, "TIMENS", [entry])
+
+
+def instant_path(images: Path) -> Path:
+    """The image file that read_instant() reads.
+
+    Raises:
+        ObjectCorrupt: there is none.
+    """
+    return _paths(images)[0]
 
 
 def _paths(images: Path) -> list[Path]:

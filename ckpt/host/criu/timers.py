@@ -1,28 +1,44 @@
 """The timers in an image set: which are pending, and how to bring them back right.
 
-What CRIU stores is the time that remains (timerfd: files.img; POSIX timers and itimers: core-PID.img).
+What CRIU stores is the time that remains (timerfd: files.img; POSIX timers and itimers: core-PID.img), read when
+it came to the task; rewind_timers() makes it what remained at the freeze.
 
-Two errors of CRIU 4.2.1 are cured by mend_timers(), both seen in tests/system/test_criu_timers.py:
+Errors of CRIU 4.2.1 that mend_timers() cures, seen in tests/system/test_criu_timers.py:
   * An absolute timerfd is restored as "now plus what remains", but only the whole seconds of "now" are added
-    (criu/pie/restorer.c, restore_timerfds): it fires up to a second early. Without TFD_TIMER_ABSTIME in the
+    (criu/pie/restorer.c, timerfd_arm): it fires up to a second early. Without TFD_TIMERABSTIME in the
     image it fires when it should.
   * A periodic timerfd that has expired and was not read has nothing left: it is restored disarmed and never
     fires again (criu issue 3162). With one interval left it goes on.
+And one that is left to ckpt.host.timerfds: CRIU arms timerfds long before the tasks go on.
 Source: images/timer.proto, images/timerfd.proto; timerfd_create(2), timer_create(2), setitimer(2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from ckpt.errors import OsRefused
 from ckpt.host.criu.imagefile import read_entries, write_entries
-from ckpt.host.criu.pstree import read_tasks, task_ids
-from ckpt.model.clocks import ClockAdvance, PendingTimer, TimerKind
+from ckpt.host.criu.pstree import read_tasks
+from ckpt.host.criu.timens import instant_path, read_instant
+from ckpt.host.criu.timerfd_images import (
+    ABSTIME,
+    WALL_CLOCKS,
+    after,
+    armed_entries,
+    descriptor_table,
+    descriptors,
+)
+from ckpt.model.clocks import ClockAdvance, ClockTarget, PendingTimer, TimerKind
 from ckpt.units import Nanoseconds, Pid
 
-_ABSTIME: Final = 1
+_COARSE: Final = 5
+"""CLOCK_REALTIME_COARSE"""
+
 _STOOD_STILL: Final = ClockAdvance()
 _SECOND: Final = 1_000_000_000
 _MICROSECOND: Final = 1_000
@@ -36,8 +52,6 @@ _CLOCKS: Final = {
     9: "CLOCK_BOOTTIME_ALARM",
     11: "CLOCK_TAI",
 }
-# An absolute timer on one of these expires at a time of the wall clock, wherever the task was meanwhile.
-_WALL_CLOCKS: Final = frozenset((0, 8, 11))
 _MONOTONIC_CLOCKS: Final = frozenset((1,))
 _BOOTTIME_CLOCKS: Final = frozenset((7, 9))
 
@@ -61,8 +75,9 @@ def mend_timers(images: Path, advance: ClockAdvance = _STOOD_STILL) -> int:
     """Let the timers of an image set fire when their clocks say so; the number of timers that were changed.
 
     With an `advance`, what remains is shortened by what passed on the timer's clock; what is due then fires
-    at once. Relative timers on CLOCK_REALTIME count CLOCK_MONOTONIC, as in the kernel. Of POSIX timers the
-    image does not say whether they were absolute: they are taken as relative.
+    at once, and a periodic timerfd counts what it missed. Relative timers on CLOCK_REALTIME count
+    CLOCK_MONOTONIC, as in the kernel. Of POSIX timers the image does not say whether they were absolute: they
+    are taken as relative.
 
     Raises:
         ObjectCorrupt, OsRefused: an image cannot be read or written.
@@ -70,13 +85,59 @@ def mend_timers(images: Path, advance: ClockAdvance = _STOOD_STILL) -> int:
     changed = _mend_timerfds(images / "files.img", advance)
     if advance.monotonic_ns or advance.boottime_ns:
         for task in read_tasks(images):
-            changed += _shorten_core(images / f"core-{task.pid}.img", advance)
+            changed += _change_core(images / f"core-{task.pid}.img", advance)
     return changed
 
 
+def rewind_timers(images: Path, frozen: ClockTarget) -> int:
+    """Let what remains of each timer be what remained at the freeze; the number of timers that were changed.
+
+    CRIU reads the timers of a task when it comes to it, and that can be seconds after the freeze. When that was
+    is told by the files that it wrote then, compared with the clocks that it wrote into the set at the end.
+
+    Args:
+        images: The set as CRIU left it, with its own instant still in it.
+        frozen: What the clocks of the tasks read at the freeze.
+
+    Raises:
+        ObjectCorrupt, OsRefused: an image cannot be read or written.
+    """
+    ended = read_instant(images)
+    longest_ns = max(0, ended.monotonic_ns - frozen.monotonic_ns)
+    frozen_at_ns = _modified_ns(instant_path(images)) - longest_ns
+
+    # The times of files go on by ticks: rather a tick too late than too early.
+    tick_ns = int(time.clock_getres(_COARSE) * _SECOND)
+
+    def since_freeze_ns(path: Path) -> int:
+        return min(longest_ns, max(0, _modified_ns(path) - frozen_at_ns + tick_ns))
+
+    changed = 0
+    for task in read_tasks(images):
+        # They are read right after the memory; core-PID.img is written when all threads are done.
+        pages = images / f"pagemap-{task.pid}.img"
+        if pages.is_file():  # a zombie has none
+            changed += _change_core(images / f"core-{task.pid}.img", _by(-since_freeze_ns(pages)))
+    timers = armed_entries(images)
+    late: dict[int, int] = {}
+    for pid, _, file in descriptors(images, timers.keys()):
+        if file not in late:
+            late[file] = since_freeze_ns(descriptor_table(images, pid))
+    return changed + _change_timerfds(
+        images / "files.img",
+        lambda entry: _lengthen(entry.tfd, late.get(entry.id, 0)) if entry.HasField("tfd") else False,
+    )
+
+
 def _mend_timerfds(path: Path, advance: ClockAdvance) -> int:
+    return _change_timerfds(
+        path, lambda entry: _mend_timerfd(entry.tfd, advance) if entry.HasField("tfd") else False
+    )
+
+
+def _change_timerfds(path: Path, change: Callable[[Any], bool]) -> int:
     entries = read_entries(path, "FILES", "file_entry")
-    changed = sum(_mend_timerfd(entry.tfd, advance) for entry in entries if entry.HasField("tfd"))
+    changed = sum(map(change, entries))
     if changed:
         write_entries(path, "FILES", entries)
     return changed
@@ -84,20 +145,29 @@ def _mend_timerfds(path: Path, advance: ClockAdvance) -> int:
 
 def _mend_timerfd(timer: Any, advance: ClockAdvance) -> bool:
     before = timer.SerializeToString()
-    absolute = bool(timer.settime_flags & _ABSTIME)
-    timer.settime_flags &= ~_ABSTIME
+    absolute = bool(timer.settime_flags & ABSTIME)
+    timer.settime_flags &= ~ABSTIME
     left_ns = timer.vsec * _SECOND + timer.vnsec
     interval_ns = timer.isec * _SECOND + timer.insec
-    if left_ns:
-        left_ns = max(1, left_ns - _passed(timer.clockid, advance, absolute=absolute))
-    elif interval_ns and timer.ticks:
+    if not left_ns and timer.ticks:
         left_ns = interval_ns
-    timer.vsec, timer.vnsec = divmod(left_ns, _SECOND)
+    if left_ns:
+        left_ns, missed = after(left_ns, interval_ns, _passed(timer.clockid, advance, absolute=absolute))
+        timer.ticks += missed
+        timer.vsec, timer.vnsec = divmod(left_ns, _SECOND)
     return bool(timer.SerializeToString() != before)
 
 
+def _lengthen(timer: Any, by_ns: int) -> bool:
+    left_ns = timer.vsec * _SECOND + timer.vnsec
+    if not left_ns or not by_ns:
+        return False
+    timer.vsec, timer.vnsec = divmod(left_ns + by_ns, _SECOND)
+    return True
+
+
 def _passed(clock: int, advance: ClockAdvance, *, absolute: bool) -> int:
-    if clock in _WALL_CLOCKS:
+    if clock in WALL_CLOCKS:
         return advance.realtime_ns if absolute else advance.monotonic_ns
     if clock in _MONOTONIC_CLOCKS:
         return advance.monotonic_ns
@@ -106,7 +176,13 @@ def _passed(clock: int, advance: ClockAdvance, *, absolute: bool) -> int:
     return 0
 
 
-def _shorten_core(path: Path, advance: ClockAdvance) -> int:
+def _by(ns: int) -> ClockAdvance:
+    return ClockAdvance(
+        realtime_ns=Nanoseconds(ns), monotonic_ns=Nanoseconds(ns), boottime_ns=Nanoseconds(ns)
+    )
+
+
+def _change_core(path: Path, advance: ClockAdvance) -> int:
     entries = read_entries(path, "CORE", "core_entry")
     changed = 0
     for core in entries:
@@ -153,27 +229,23 @@ def _timers_of(pid: Pid, core: Any) -> Iterator[PendingTimer]:
 
 
 def _timerfds(images: Path, pids: Iterable[Pid]) -> Iterator[PendingTimer]:
-    armed = {
-        entry.id: entry.tfd
-        for entry in read_entries(images / "files.img", "FILES", "file_entry")
-        if entry.HasField("tfd") and (entry.tfd.vsec or entry.tfd.vnsec)
-    }
-    if not armed:
-        return
-    for pid in pids:
-        table = images / f"fdinfo-{task_ids(images, pid).files_id}.img"
-        if not table.is_file():
-            continue
-        held = {entry.id for entry in read_entries(table, "FDINFO", "fdinfo_entry")}
-        for number in sorted(held & armed.keys()):
-            timer = armed[number]
-            yield _pending(
-                pid,
-                TimerKind.TIMERFD,
-                _name(timer.clockid),
-                timer.vsec * _SECOND + timer.vnsec,
-                timer.isec * _SECOND + timer.insec,
-            )
+    armed = {file: timer for file, timer in armed_entries(images).items() if timer.vsec or timer.vnsec}
+    for pid, _, file in descriptors(images, armed.keys(), pids):
+        timer = armed[file]
+        yield _pending(
+            pid,
+            TimerKind.TIMERFD,
+            _name(timer.clockid),
+            timer.vsec * _SECOND + timer.vnsec,
+            timer.isec * _SECOND + timer.insec,
+        )
+
+
+def _modified_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise OsRefused(operation="read", subject=str(path), reason=os.strerror(error.errno or 0)) from error
 
 
 def _pending(pid: Pid, kind: TimerKind, clock: str, value_ns: int, interval_ns: int) -> PendingTimer:

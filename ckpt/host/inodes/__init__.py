@@ -7,6 +7,7 @@
     contents.py   a saved content is written into the file that is there
     swapping.py   how a name comes to lead to another inode, and back; refilling.py: an inode to another content
     places.py     where a recorded path leads, opened so that nobody is led astray
+    fuse/         the last way: a file system of ours shows the inode numbers, on another device
     ledger.py     what of it was done, so that it can be taken back, by this process or another
 
 Rules:

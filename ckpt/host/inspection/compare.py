@@ -3,7 +3,8 @@
 Rules:
 - What the kernel makes up (/proc, /sys, devices, pipes, sockets) and what travels in the images (files without
   a name, and those on mounts that only the workload had) is not compared.
-- A file that nobody but an O_WRONLY|O_APPEND descriptor holds is a log: it may have grown, and CRIU lets it.
+- A file that nobody but an O_WRONLY|O_APPEND descriptor holds is a log: it may have grown, and CRIU lets it; one
+  that is gone can be made anew.
 - A file whose identity down to its ctime is the recorded one is not read again.
 """
 
@@ -24,6 +25,7 @@ _KERNEL_MADE: Final = frozenset(
         "securityfs", "configfs", "bpf", "pstore", "efivarfs", "autofs", "binfmt_misc", "nsfs",
     )
 )  # fmt: skip
+_HELD: Final = (RoleKind.FD, RoleKind.MAP, RoleKind.CWD, RoleKind.ROOT, RoleKind.EXE)
 _COMPARED: Final = (FileKind.REGULAR, FileKind.DIRECTORY, FileKind.FIFO)
 _DIGEST_LIMIT: Final = ByteCount(1 << 62)
 """What was digested at the dump is digested again, whatever its size now."""
@@ -48,7 +50,7 @@ def is_compared(record: InodeRecord) -> bool:
     return (
         not record.deleted and record.kind in _COMPARED
         and record.filesystem.mountpoint != "" and record.filesystem.type not in _KERNEL_MADE
-        and any(role.kind not in (RoleKind.WATCH, RoleKind.LOCK) for role in record.roles)
+        and any(role.kind in _HELD for role in record.roles)
     )  # fmt: skip
 
 
@@ -73,7 +75,9 @@ def _compare(
         return FileChange(path=record.path, difference=difference, recorded=str(recorded), found=str(found))
 
     if isinstance(status, OSError):
-        yield change(Difference.MISSING, "there", status.strerror or "missing")
+        is_gone_log = is_log(record) and isinstance(status, FileNotFoundError)
+        difference = Difference.NO_LOG if is_gone_log else Difference.MISSING
+        yield change(difference, "there", status.strerror or "missing")
         return
     if kind_of(status.st_mode) is not record.kind:
         yield change(Difference.KIND, record.kind, kind_of(status.st_mode))
@@ -96,7 +100,7 @@ def _compare(
 
 
 def _size_matters(record: InodeRecord) -> bool:
-    return record.kind is FileKind.REGULAR and not _is_log(record)
+    return record.kind is FileKind.REGULAR and not is_log(record)
 
 
 def _must_be_read(record: InodeRecord, status: os.stat_result) -> bool:
@@ -110,7 +114,8 @@ def _must_be_read(record: InodeRecord, status: os.stat_result) -> bool:
     )
 
 
-def _is_log(record: InodeRecord) -> bool:
+def is_log(record: InodeRecord) -> bool:
+    """Whether it is a file that the workload only appends to."""
     holds = [role for role in record.roles if role.kind in (RoleKind.FD, RoleKind.MAP, RoleKind.EXE)]
     return bool(holds) and all(
         role.kind is RoleKind.FD and role.detail.endswith(" O_WRONLY|O_APPEND") for role in holds

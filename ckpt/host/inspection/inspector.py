@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Final
 
 from ckpt.errors import CannotCheckpoint, NotNow
-from ckpt.host import cgroup_settings, cgroups
+from ckpt.host import cgroup_settings, cgroups, timerfds, waits
 from ckpt.host.clock import HostClock
 from ckpt.host.criu import engine
 from ckpt.host.criu.locate import find_criu
@@ -27,10 +27,13 @@ from ckpt.host.inspection.filelocks import FileLock
 from ckpt.host.inspection.holdings import Key
 from ckpt.host.inspection.records import HeldFile
 from ckpt.host.inspection.refusals import lasting_reasons, reasons_at_freeze
+from ckpt.host.inspection.shown import as_on_host
 from ckpt.host.inspection.snapshot import Snapshot
+from ckpt.host.process_table import ProcessRef, stat_of
+from ckpt.host.virtual.registry import table_for
 from ckpt.model.checkpoint import HostFacts
-from ckpt.model.clocks import Clocks
-from ckpt.model.inodes import DigestState, FileChange, FileKind, InodeRecord
+from ckpt.model.clocks import Clocks, PendingWait
+from ckpt.model.inodes import DigestState, FileChange, FileKind, Identity, InodeRecord
 from ckpt.model.target import Target
 from ckpt.model.workload import CgroupRecord, Tree, Workload
 from ckpt.units import MILLISECOND, ByteCount, Nanoseconds
@@ -52,6 +55,7 @@ class HostSurvey:
     details: Known
     cgroups: tuple[CgroupRecord, ...]
     warnings: tuple[str, ...]
+    sleeps: tuple[waits.Sleep, ...] = ()
 
     @property
     def trees(self) -> tuple[Tree, ...]:
@@ -68,6 +72,7 @@ class HostView:
     files: dict[Key, HeldFile]
     details: Known
     locks: Future[tuple[FileLock, ...]]
+    waits: tuple[PendingWait, ...]
     cgroups: tuple[CgroupRecord, ...]
     read_ns: Nanoseconds
 
@@ -82,6 +87,7 @@ class HostInspector:
 
     def __init__(self, state: str, *, digest_limit: ByteCount = DIGEST_LIMIT) -> None:
         """Keep the cache of digests below the directory `state`."""
+        self._state = state
         self._cache = DigestCache(f"{state}/digests.sqlite")
         self._digest_limit = digest_limit
         self._clock = HostClock()
@@ -103,6 +109,12 @@ class HostInspector:
             cgroups=_own_cgroups(taken, target),
             warnings=(),
         )
+
+    def watch_waits(self, survey: object) -> HostSurvey:
+        """The survey with what the threads wait for now: the last thing before the freeze."""
+        if not isinstance(survey, HostSurvey):
+            raise TypeError(survey)
+        return replace(survey, sleeps=waits.look(survey.snapshot.processes))
 
     def confirm(self, survey: object, cgroup: str, *, tcp_established: bool) -> HostView:
         """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
@@ -126,6 +138,12 @@ class HostInspector:
         _refuse(survey.target, found.lasting)
         if found.passing:
             raise NotNow(target=str(survey.target.ref), reasons=found.passing)
+        timerfds.settle(
+            (hold.pid, int(hold.detail.partition(" ")[0]))
+            for each in taken.holdings.values()
+            for hold in each.holds
+            if hold.target == timerfds.TARGET
+        )
         files = records.held_files(hold for each in taken.holdings.values() for hold in each.holds)
         return HostView(
             clocks=clocks,
@@ -134,6 +152,7 @@ class HostInspector:
             # What is new since the survey is read while it is certain to be held.
             details=_details(files, taken, survey.details),
             locks=locks,
+            waits=waits.confirm(survey.sleeps, clocks.monotonic_ns),
             # What is forked after the thaw would make the cgroups look like somebody else's.
             cgroups=survey.cgroups
             if taken.processes.keys() == survey.snapshot.processes.keys()
@@ -154,11 +173,18 @@ class HostInspector:
         )
 
     def inodes(self, view: object) -> tuple[InodeRecord, ...]:
-        """All files with their digests, taken now and marked where they changed; `view` is confirm()'s."""
+        """All files with their digests, taken now and marked where they changed; `view` is confirm()'s.
+
+        Pipes, sockets and memfds are among them: their numbers are seen, too.
+        """
         view = as_host_view(view)
-        files = dict(view.files)
+        files = view.files | records.held_objects(
+            hold for each in view.snapshot.holdings.values() for hold in each.holds
+        )
         for pid, holdings in view.snapshot.holdings.items():
             records.add_watches(files, pid, holdings.watches)
+            records.add_bound_names(files, pid, holdings.holds)
+        records.add_directories(files)
         locks = view.locks.result()
         records.add_locks(files, view.snapshot.processes, locks)
         leased = {(lock.device, lock.inode) for lock in locks if lock.is_lease}
@@ -174,7 +200,11 @@ class HostInspector:
         wanted = [key for key in files if key not in digests]
         results = self._cache.take((_wanted(files[key], details[key]) for key in wanted), self._digest_limit)
         digests |= zip(wanted, results, strict=True)
-        return tuple(records.record(held, details[key], *digests[key]) for key, held in files.items())
+        table = table_for(self._state, _references(view.snapshot))
+        shown = table.shown if table else _as_it_is
+        return as_on_host(
+            records.record(held, details[key], *digests[key], shown=shown) for key, held in files.items()
+        )
 
     def host_facts(self) -> HostFacts:
         """This host."""
@@ -190,6 +220,14 @@ def as_host_view(view: object) -> HostView:
     if not isinstance(view, HostView):
         raise TypeError(view)
     return view
+
+
+def _references(taken: Snapshot) -> list[ProcessRef]:
+    return [stat.ref for pid in taken.processes if (stat := stat_of(pid)) is not None]
+
+
+def _as_it_is(identity: Identity) -> Identity:
+    return identity
 
 
 def _refuse(target: Target, reasons: tuple[str, ...]) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,13 +18,14 @@ from ckpt.host.inspection.details import Details, kind_of
 from ckpt.host.inspection.filelocks import NO_PROCESS, FileLock
 from ckpt.host.inspection.holdings import Hold, Key
 from ckpt.host.mounts import mounts_of
-from ckpt.model.inodes import DigestState, InodeRecord, Role, RoleKind
+from ckpt.model.inodes import DigestState, Identity, InodeRecord, Role, RoleKind
 from ckpt.units import ByteCount, DeviceNumber, Digest, InodeNumber, Nanoseconds, Pid
 
 _WATCH: Final = re.compile(r"ino:([0-9a-f]+) sdev:([0-9a-f]+).*fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]+)")
 _MINOR_BITS: Final = 20
 """The kernel prints its own dev_t in fdinfo: 12 bits of major, 20 of minor."""
 
+_OBJECTS: Final = ("pipe:[", "socket:[", "/memfd:")
 _PROGRAMS: Final = frozenset((RoleKind.MAP, RoleKind.EXE))
 
 
@@ -53,6 +55,60 @@ def held_files(holds: Iterable[Hold]) -> dict[Key, HeldFile]:
     return found
 
 
+def held_objects(holds: Iterable[Hold]) -> dict[Key, HeldFile]:
+    """What has an identity but no place in a file system: pipes, sockets, memfds; each once.
+
+    Descriptors of the kernel's anonymous inodes (events, timers, epoll) all show the same number.
+    """
+    found: dict[Key, HeldFile] = {}
+    for hold in holds:
+        if hold.target.startswith(_OBJECTS):
+            held = found.setdefault(hold.key, HeldFile(first=hold))
+            held.roles.append(Role(pid=hold.pid, kind=hold.kind, detail=hold.detail))
+    return found
+
+
+def add_bound_names(files: dict[Key, HeldFile], pid: Pid, holds: Iterable[Hold]) -> None:
+    """Note the names that a process's unix sockets are bound to: CRIU binds them again, to new inodes."""
+    sockets = {hold.target for hold in holds if hold.target.startswith("socket:[")}
+    if not sockets:
+        return
+    with suppress(OSError):
+        with open(f"/proc/{pid}/net/unix", encoding="utf-8", errors="surrogateescape") as stream:
+            bound = [fields[6:] for line in stream if len(fields := line.rstrip("\n").split(None, 7)) == 8]
+        directory = os.readlink(f"/proc/{pid}/cwd")
+        for number, name in bound:
+            if f"socket:[{number}]" in sockets and not name.startswith("@"):
+                # A relative name was bound in the directory of then; it mostly is the one of now.
+                _add_bound_name(files, pid, os.path.normpath(os.path.join(directory, name)))
+
+
+def _add_bound_name(files: dict[Key, HeldFile], pid: Pid, name: str) -> None:
+    link = f"/proc/{pid}/root{name}"
+    with suppress(OSError):
+        status = os.stat(link, follow_symlinks=False)
+        if stat.S_ISSOCK(status.st_mode):
+            hold = Hold(pid, RoleKind.BOUND, "", name, status, link)
+            held = files.setdefault(hold.key, HeldFile(first=hold))
+            held.roles.append(Role(pid=pid, kind=RoleKind.BOUND, detail=""))
+
+
+def add_directories(files: dict[Key, HeldFile]) -> None:
+    """Note the directories above the files that are held: programs compare their devices with those of the files."""
+    looked_at: set[tuple[Pid, str]] = set()
+    for held in list(files.values()):
+        hold = held.first
+        path = os.path.dirname(hold.path) if hold.path.startswith("/") and not hold.deleted else ""
+        while path and (hold.pid, path) not in looked_at:
+            looked_at.add((hold.pid, path))
+            link = f"/proc/{hold.pid}/root{path}"
+            with suppress(OSError):
+                above = Hold(hold.pid, RoleKind.ABOVE, "", path, os.stat(link, follow_symlinks=False), link)
+                found = files.setdefault(above.key, HeldFile(first=above))
+                found.roles.append(Role(pid=hold.pid, kind=RoleKind.ABOVE, detail=""))
+            path = os.path.dirname(path) if path != "/" else ""
+
+
 def add_locks(files: dict[Key, HeldFile], pids: Iterable[Pid], locks: Iterable[FileLock]) -> None:
     """Note the file locks of the workload on the files that it holds."""
     workload = {*pids, NO_PROCESS}
@@ -80,15 +136,24 @@ def add_watches(files: dict[Key, HeldFile], pid: Pid, watches: Iterable[str]) ->
         held.roles.append(Role(pid=pid, kind=RoleKind.WATCH, detail=line.partition(" mask:")[0]))
 
 
-def record(held: HeldFile, details: Details, digest: Digest | None, state: DigestState) -> InodeRecord:
-    """The manifest's record of a file."""
+def record(
+    held: HeldFile,
+    details: Details,
+    digest: Digest | None,
+    state: DigestState,
+    *,
+    shown: Callable[[Identity], Identity],
+) -> InodeRecord:
+    """The manifest's record of a file; `shown` tells under which identity the workload sees a real one."""
     hold, status = held.first, held.first.status
+    real = Identity(device=DeviceNumber(status.st_dev), inode=InodeNumber(status.st_ino))
+    seen = shown(real)
     return InodeRecord(
         path=hold.path,
         kind=kind_of(status.st_mode),
-        device=DeviceNumber(status.st_dev),
-        inode=InodeNumber(status.st_ino),
-        seen=None,
+        device=real.device,
+        inode=real.inode,
+        seen=None if seen == real else seen,
         generation=details.generation,
         size_bytes=ByteCount(status.st_size),
         mode=status.st_mode,

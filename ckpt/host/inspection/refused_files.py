@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
+from ckpt.host.inodes.fuse.living import is_in_view
 from ckpt.host.inspection.holdings import Hold, Holdings
 from ckpt.host.inspection.processes import ProcessFacts
 from ckpt.host.inspection.snapshot import Snapshot
@@ -51,7 +52,8 @@ def about_mounts(tree: Tree, snapshot: Snapshot) -> Iterator[str]:
     mounts: set[int] = set()
     with suppress(OSError):
         # A process that changed its root sees few mounts; CRIU looks with its own eyes, if it lives among them.
-        mounts = {mount.mount_id for mount in mounts_of(tree.root if tree.owns("mnt") else "self")}
+        has_own = tree.owns("mnt") or is_in_view(tree.root)
+        mounts = {mount.mount_id for mount in mounts_of(tree.root if has_own else "self")}
     members = {str(process.pid) for process in tree.processes}
     for process in tree.processes:
         facts = snapshot.processes[process.pid]

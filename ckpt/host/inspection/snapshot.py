@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ckpt.host import cgroups
+from ckpt.host.inodes.fuse.living import is_in_view
 from ckpt.host.inspection.holdings import Holdings, read_holdings
 from ckpt.host.inspection.processes import ProcessFacts, read_process
 from ckpt.host.process_table import all_processes, descendants
@@ -114,7 +115,12 @@ def _tree(
         root=root,
         processes=tuple(processes[pid].process for pid in order),
         namespaces=tuple(
-            Namespace(kind=kind, inode=inode, own=inode != host[kind])
+            Namespace(
+                kind=kind,
+                inode=inode,
+                # The namespace that shows files under their old numbers is the host's in all else.
+                own=inode != host[kind] and not (kind == "mnt" and is_in_view(root)),
+            )
             for kind, inode in processes[root].namespaces.items()
         ),
         time_offsets=TimeOffsets(

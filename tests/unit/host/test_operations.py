@@ -20,12 +20,16 @@ from ckpt.host.journal import (
     Directory,
     Entry,
     EntryDamaged,
+    FilesTouched,
+    FilesystemFrozen,
     Frozen,
     Gathered,
     Killing,
     NetworkLocked,
     Origin,
     Restoring,
+    SetAside,
+    VolumesChanging,
 )
 from ckpt.host.operations import JournaledOperations
 from ckpt.host.process_table import ProcessRef
@@ -38,6 +42,10 @@ STEPS = (
     NetworkLocked(run_id="30895427-9396-4c18-a2ed"),
     Gathered(cgroup="/cg/a", home="/cg", origins=(Origin(pid=Pid(7), start_ticks=8, cgroup="/cg"),)),
     Restoring(cgroup="/cg/b"),
+    FilesystemFrozen(mountpoint="/srv/volume"),
+    FilesTouched(ledger="/x/ledger", committed=True),
+    VolumesChanging(state="/var/lib/ckpt", job="web", had_former=True, mounted=False),
+    SetAside(directory="/srv", aside="/srv.aside-x"),
     Directory(path="/tmp/x"),
 )
 ENTRY = Entry(

@@ -1,0 +1,110 @@
+"""Files that were not there at the dump are moved aside: a later journal would roll a database back.
+
+Rules:
+- They keep their paths below the directory that they are moved to, so that it alone tells how to move them back.
+- No file of another file system is moved, and none is written over.
+- Only the standard library and small modules are imported: the guardian holds this module in its memory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+
+from ckpt.errors import OsRefused
+from ckpt.host.inodes.ledger import TEMPORARY_PREFIX
+
+
+def newer_files(directory: str, saved: Collection[str]) -> list[str]:
+    """The regular files in and below a directory that are not among the saved paths.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    device = os.stat(directory, follow_symlinks=False).st_dev
+    return [
+        path
+        for path, status in _below(directory)
+        if stat.S_ISREG(status.st_mode) and status.st_dev == device and path not in saved
+    ]
+
+
+def place_beside(directory: str, mark: str) -> str:
+    """Where files of the directory are moved to: beside it, or in it where that is another file system.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    parent, name = os.path.split(directory)
+    if os.path.ismount(directory) or os.stat(parent).st_dev != os.stat(directory).st_dev:
+        return f"{directory}/{TEMPORARY_PREFIX}aside-{mark}"
+    return f"{parent.rstrip('/')}/{name}.aside-{mark}"
+
+
+def move_aside(directory: str, aside: str, paths: Collection[str]) -> None:
+    """Move files of a directory to the same paths below `aside`, which is made.
+
+    Raises:
+        OSError: one cannot be moved; move_back() takes back what was done.
+    """
+    os.mkdir(aside, mode=0o700)
+    for path in paths:
+        target = f"{aside}/{path[len(directory) + 1 :]}"
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        os.rename(path, target)
+
+
+def move_back(directory: str, aside: str) -> int:
+    """Move all files below `aside` back to their paths in the directory, and remove it; gives how many they were.
+
+    Raises:
+        OsRefused: one cannot be moved, or another has its place by now; all others were.
+    """
+    count = 0
+    failed: OsRefused | None = None
+    for path, status in list(_below(aside)):
+        if stat.S_ISDIR(status.st_mode):
+            continue
+        target = f"{directory}/{path[len(aside) + 1 :]}"
+        try:
+            # Unlike rename(2), link(2) never writes over what is there.
+            os.link(path, target, follow_symlinks=False)
+            os.unlink(path)
+            count += 1
+        except OSError as error:
+            failed = OsRefused(
+                operation="move back",
+                subject=target,
+                reason=error.strerror or str(error),
+                remedy=f"It is {path}.",
+            )
+    for path, status in reversed(list(_below(aside))):
+        if stat.S_ISDIR(status.st_mode):
+            with suppress(OSError):
+                os.rmdir(path)
+    with suppress(OSError):
+        os.rmdir(aside)
+    if failed is not None:
+        raise failed
+    return count
+
+
+def _below(directory: str) -> Iterator[tuple[str, os.stat_result]]:
+    """All that is below a directory, parents first; nothing of what ckpt made for a time, nor of other mounts."""
+    waiting = [directory]
+    while waiting:
+        current = waiting.pop()
+        try:
+            with os.scandir(current) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            continue
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY_PREFIX):
+                continue
+            status = entry.stat(follow_symlinks=False)
+            yield entry.path, status
+            if stat.S_ISDIR(status.st_mode) and status.st_dev == os.stat(current).st_dev:
+                waiting.append(entry.path)

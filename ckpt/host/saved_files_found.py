@@ -1,0 +1,191 @@
+"""Which files are to be kept with the memory: those that were named, and all in the directories that were.
+
+Rules:
+- Regular files only. No symbolic link is followed: the named path is resolved once, before anything else.
+- A directory stands for what is in it and below it on its own file system; another one that is mounted in it
+  must be named by itself. What is not entered and not kept is told.
+- What ckpt itself makes beside files for a time (TEMPORARY_PREFIX) is nobody's file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from ckpt.errors import OsRefused, Usage
+from ckpt.host.inodes.ledger import TEMPORARY_PREFIX
+from ckpt.host.inodes.places import is_plain
+from ckpt.host.inspection import syscalls
+from ckpt.host.mounts import KERNEL_FILESYSTEMS, mounts_of
+
+FILES_MAX: Final = 100_000
+"""How many files one checkpoint keeps: each takes about 250 bytes of its manifest, which has a bound."""
+
+_KERNEL_MADE: Final = KERNEL_FILESYSTEMS | {
+    "autofs", "binfmt_misc", "bpf", "configfs", "efivarfs", "fusectl", "hugetlbfs", "nsfs", "pstore", "selinuxfs",
+}  # fmt: skip
+_NAMED_MAX: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundFile:
+    """A regular file, and what lstat(2) says of it."""
+
+    path: str
+    status: os.stat_result
+
+
+@dataclass(slots=True)
+class Found:
+    """What was found below the named paths.
+
+    `gone` are named paths where nothing is, `others` what is neither a regular file nor a directory, and `mounted`
+    the directories of other file systems, which were not entered.
+    """
+
+    files: list[FoundFile] = field(default_factory=list)
+    directories: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    mounted: list[str] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of it is not kept, in sentences."""
+        told = (
+            (self.gone, "{count} named path(s) had gone when the workload stood still: {named}"),
+            (self.others, "{count} link(s), socket(s) or FIFO(s) are not saved, only files are: {named}"),
+            (self.mounted, "{count} other file system(s) are not saved, name them by themselves: {named}"),
+        )
+        return tuple(
+            sentence.format(count=len(paths), named=name_some(paths)) for paths, sentence in told if paths
+        )
+
+
+def check_paths(paths: Sequence[str], own: str) -> tuple[str, ...]:
+    """The named paths, resolved, without those that stand in others of them; `own` is ckpt's own directory.
+
+    Raises:
+        Usage: one is not there, is neither a file nor a directory, is made up by the kernel, or has `own` in it.
+    """
+    resolved = sorted({_checked(path, os.path.realpath(own)) for path in paths})
+    return tuple(
+        path for path in resolved if not any(path != other and is_below(path, other) for other in resolved)
+    )
+
+
+def find_files(paths: Sequence[str]) -> Found:
+    """The files that the resolved paths stand for now, in the order of their paths.
+
+    Raises:
+        OsRefused: a directory cannot be read.
+        Usage: there are too many.
+    """
+    found = Found()
+    for path in paths:
+        try:
+            status = os.stat(path, follow_symlinks=False)
+        except FileNotFoundError:
+            found.gone.append(path)
+            continue
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if stat.S_ISDIR(status.st_mode):
+            found.directories.append(path)
+            _walk(path, status.st_dev, found)
+        else:
+            _sort_in(path, status, found)
+    return found
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Whether the path is that of the directory or of something in it."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def name_some(paths: Sequence[str]) -> str:
+    """The first of the paths, for a sentence."""
+    return ", ".join(paths[:_NAMED_MAX]) + (" …" if len(paths) > _NAMED_MAX else "")
+
+
+def _checked(path: str, own: str) -> str:
+    resolved = os.path.realpath(path)
+    try:
+        status = os.stat(resolved, follow_symlinks=False)
+    except OSError as error:
+        raise _refused(path, "there is no such file or directory", "Name what is there.") from error
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise _refused(path, "it is neither a regular file nor a directory", "Name files or directories.")
+    filesystem = _filesystem_of(resolved)
+    if filesystem in _KERNEL_MADE:
+        raise _refused(path, f"it is on {filesystem}, which the kernel makes up", "Name files of your own.")
+    if is_below(own, resolved):
+        raise _refused(
+            path, f"ckpt's own {own} is in it", "Name the directories that the workload writes to."
+        )
+    if not is_plain(resolved):
+        raise _refused(path, "its path is too long", "Name a shorter one.")
+    return resolved
+
+
+def _filesystem_of(path: str) -> str:
+    with suppress(OSError):
+        mount_id = syscalls.statx(path).mount_id
+        return next((mount.filesystem for mount in mounts_of("self") if mount.mount_id == mount_id), "")
+    return ""
+
+
+def _walk(top: str, device: int, found: Found) -> None:
+    # Not by recursion: a chain of directories may be longer than Python's stack.
+    waiting = [top]
+    while waiting:
+        directory = waiting.pop()
+        below = []
+        for path, status in _entries(directory):
+            if not stat.S_ISDIR(status.st_mode):
+                _sort_in(path, status, found)
+            elif status.st_dev != device:
+                found.mounted.append(path)
+            else:
+                below.append(path)
+        waiting += reversed(below)
+
+
+def _entries(directory: str) -> Iterator[tuple[str, os.stat_result]]:
+    try:
+        with os.scandir(directory) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+    for entry in entries:
+        if not entry.name.startswith(TEMPORARY_PREFIX):
+            # It may have been removed since, by somebody else: then it is not there.
+            with suppress(FileNotFoundError):
+                yield entry.path, entry.stat(follow_symlinks=False)
+
+
+def _sort_in(path: str, status: os.stat_result, found: Found) -> None:
+    if not stat.S_ISREG(status.st_mode) or not is_plain(path):
+        found.others.append(path)
+        return
+    if len(found.files) == FILES_MAX:
+        size = sum(file.status.st_size for file in found.files)
+        raise Usage(
+            problem=f"--with-files: there are more than {FILES_MAX} files, the first of which have {size} bytes.",
+            remedy="Name the directories that the workload writes to.",
+        )
+    found.files.append(FoundFile(path=path, status=status))
+
+
+def _unreadable(path: str, error: OSError) -> OsRefused:
+    return OsRefused(operation="read", subject=path, reason=error.strerror or str(error))
+
+
+def _refused(path: str, reason: str, remedy: str) -> Usage:
+    return Usage(problem=f"--with-files {path}: {reason}.", remedy=remedy)

@@ -1,0 +1,158 @@
+"""Hosts of a small lab: the same machine, seen from namespaces of its own.
+
+A host has its own mounts (an overlay over the machine's root, so that what is installed is there and what is
+written is not), pids, network, host name, IPC, cgroup version 2 root, and clocks: CLOCK_MONOTONIC and CLOCK_BOOTTIME
+begin elsewhere. The wall clock, the kernel and the CPU are the machine's.
+
+Rule: all of a host lives in one cgroup of its test, and its mounts in a namespace that ends with it: so the test's
+traces remove it, also when it was made half.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.cgroups import Cgroup
+from harness.command import Ckpt
+from harness.processes import MARK, reap_in_background
+from harness.traces import Traces
+
+# Its arguments: the name, a folder of the host's own, and folders that all hosts share. The shell stays as the
+# init that reaps orphans.
+_INIT = """
+set -e
+name=$1 place=$2
+shift 2
+mount --make-rprivate /
+mount -t tmpfs tmpfs "$place"
+mkdir "$place/upper" "$place/work" "$place/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$place/upper,workdir=$place/work" "$place/root"
+cd "$place/root"
+mount -t tmpfs -o mode=1777 tmpfs ./tmp
+for shared in "$@"; do
+    mkdir -p ".$shared"
+    mount --bind "$shared" ".$shared"
+done
+mount -t proc proc ./proc
+mount -t sysfs sysfs ./sys
+mount -t cgroup2 cgroup2 ./sys/fs/cgroup
+mount --bind /dev ./dev
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts ./dev/pts
+mount -t tmpfs -o mode=1777 tmpfs ./dev/shm
+mount -t tmpfs -o mode=755 tmpfs ./run
+mkdir -p ./old.root
+pivot_root . ./old.root
+cd /
+umount -l /old.root
+hostname "$name"
+ip link set lo up
+echo ready
+exec >/dev/null 2>&1
+sleep infinity &
+wait
+"""
+
+_NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--time")
+
+
+class Host:
+    """One host of the lab, up since it was made; the test's traces take it down."""
+
+    def __init__(
+        self,
+        traces: Traces,
+        name: str,
+        *,
+        shared: tuple[Path, ...] = (),
+        monotonic_s: int = 0,
+        boottime_s: int = 0,
+    ) -> None:
+        """Bring it up.
+
+        Args:
+            traces: The test that it belongs to; its folder is shared by all hosts.
+            name: The host name, unique in the test.
+            shared: More folders that it shares with the machine; of all others it has a copy.
+            monotonic_s: How far its CLOCK_MONOTONIC is ahead of the machine's.
+            boottime_s: The same for CLOCK_BOOTTIME.
+        """
+        self.name = name
+        self._folder = traces.folder
+        self._cgroup = traces.cgroup(f"-host-{name}")
+        # The command's own processes stand beside the jobs, which make their cgroups at the root.
+        self._own = Cgroup(self._cgroup.path / "host").create()
+        place = traces.folder / f"host-{name}"
+        place.mkdir()
+        with open(traces.folder / f"host-{name}.err", "wb") as errors:
+            process = subprocess.Popen(
+                self._joined(
+                    self._cgroup,
+                    *("unshare", *_NAMESPACES, f"--monotonic={monotonic_s}", f"--boottime={boottime_s}"),
+                    *("--fork", "--kill-child", "/bin/sh", "-c", _INIT, "init", name, str(place)),
+                    *map(str, (traces.folder, *shared)),
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, MARK: traces.mark},
+                start_new_session=True,
+            )
+        assert process.stdout is not None
+        with process.stdout as answer:
+            said = answer.readline()
+        assert said == b"ready\n", (traces.folder / f"host-{name}.err").read_text()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        self.init = int(children[0])
+        reap_in_background(process)
+
+    def run(
+        self, *command: object, environ: Mapping[str, str] | None = None, timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the host, to its end, in the test's folder."""
+        return subprocess.run(
+            self._joined(
+                self._own,
+                *("nsenter", f"--target={self.init}", *_NAMESPACES, f"--root=/proc/{self.init}/root"),
+                *(f"--wd=/proc/{self.init}/root{self._folder}", *map(str, command)),
+            ),
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout_s,
+            env=environ,
+        )
+
+    def ckpt(self, ckpt: Ckpt, command: str, *arguments: object, exit_code: int = 0) -> dict[str, Any]:
+        """Run `ckpt COMMAND --json ARGUMENTS…` on the host, with the test's store and a state of the host's own.
+
+        Raises:
+            AssertionError: another exit code.
+        """
+        environ = ckpt.environ({"CKPT_STATE": str(self._folder / f"state-{self.name}")})
+        done = self.run(*ckpt.command_line(command, "--json", *arguments), environ=environ)
+        shown = f"{self.name}: ckpt {command} {' '.join(map(str, arguments))}"
+        assert done.returncode == exit_code, f"{shown}\n{done.returncode}\n{done.stdout}\n{done.stderr}"
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def trust(self, other: Host, ckpt: Ckpt) -> None:
+        """Restore what the other host has signed, from now on."""
+        self.ckpt(ckpt, "trust", "add", other.ckpt(ckpt, "trust", "show")["key"])
+
+    def clock_ns(self, clock: int) -> int:
+        """What a clock of the host reads: time.CLOCK_MONOTONIC or time.CLOCK_BOOTTIME."""
+        program = f"import time; print(time.clock_gettime_ns({clock}))"
+        done = self.run("python3", "-I", "-S", "-c", program)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    @staticmethod
+    def _joined(cgroup: Cgroup, *command: str) -> list[str]:
+        """The command, started in this cgroup."""
+        return ["/bin/sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
