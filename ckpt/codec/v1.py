@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, fields
 
-from ckpt.codec.v2 import InodeRecordV2
+from ckpt.codec.v2 import InodeRecordV2, PendingTimerV2
 from ckpt.model.checkpoint import (
     CarriedFile,
     Checkpoint,
@@ -18,7 +18,7 @@ from ckpt.model.checkpoint import (
     ImageSet,
     StoredFile,
 )
-from ckpt.model.clocks import Clocks, PendingTimer
+from ckpt.model.clocks import Clocks
 from ckpt.model.workload import Workload
 from ckpt.units import ByteCount, CheckpointId, Digest, JobName, Nanoseconds, Pid
 
@@ -81,7 +81,7 @@ class ChunkedCheckpoint:
     dump_ns: Nanoseconds
     host: HostFacts
     clocks: Clocks
-    timers: tuple[PendingTimer, ...]
+    timers: tuple[PendingTimerV2, ...]
     options: DumpOptions
     workload: Workload
     image_sets: tuple[ChunkedImageSet, ...]
@@ -101,10 +101,11 @@ class ChunkedCheckpoint:
         same = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in {"image_sets", "inodes", "carried_files"}
+            if field.name not in {"timers", "image_sets", "inodes", "carried_files"}
         }
         return Checkpoint(
             **same,
+            timers=tuple(timer.today() for timer in self.timers),
             image_sets=tuple(
                 ImageSet(
                     root=images.root,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from ckpt.model.checkpoint import CarriedFile, Checkpoint, DumpOptions, HostFacts, ImageSet
-from ckpt.model.clocks import Clocks, PendingTimer
+from ckpt.model.clocks import Clocks, PendingTimer, TimerKind
 from ckpt.model.inodes import DigestState, FileKind, FileSystem, InodeRecord, Role
 from ckpt.model.workload import Workload
 from ckpt.units import (
@@ -19,7 +19,25 @@ from ckpt.units import (
     InodeNumber,
     JobName,
     Nanoseconds,
+    Pid,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingTimerV2:
+    """An armed timer, as versions 1 and 2 describe it."""
+
+    pid: Pid
+    kind: TimerKind
+    clock: str
+    value_ns: Nanoseconds
+    interval_ns: Nanoseconds
+
+    def today(self) -> PendingTimer:
+        """The timer as later versions write it: nobody knows of a time of the wall clock."""
+        return PendingTimer(
+            **{field.name: getattr(self, field.name) for field in fields(self)}, absolute=False
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +82,7 @@ class CheckpointV2:
     dump_ns: Nanoseconds
     host: HostFacts
     clocks: Clocks
-    timers: tuple[PendingTimer, ...]
+    timers: tuple[PendingTimerV2, ...]
     options: DumpOptions
     workload: Workload
     image_sets: tuple[ImageSet, ...]
@@ -73,9 +91,14 @@ class CheckpointV2:
 
     def today(self) -> Checkpoint:
         """The checkpoint as later versions describe it."""
-        same = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "inodes"}
+        same = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in {"timers", "inodes"}
+        }
         return Checkpoint(
             **same,
+            timers=tuple(timer.today() for timer in self.timers),
             inodes=tuple(inode.today() for inode in self.inodes),
             waits=(),
             saved_files=(),

@@ -245,6 +245,7 @@ class _Dump:
             offsets = images.tree.time_offsets
             ports.dumper.set_instant(
                 images.directory,
+                view,
                 Nanoseconds(view.clocks.monotonic_ns + offsets.monotonic_ns),
                 Nanoseconds(view.clocks.boottime_ns + offsets.boottime_ns),
             )
@@ -372,7 +373,9 @@ class _Dump:
             dump_ns=self.dump_ns,
             host=ports.inspector.host_facts(),
             clocks=view.clocks,
-            timers=tuple(timer for images in self.images for timer in ports.dumper.timers(images.directory)),
+            timers=tuple(
+                timer for images in self.images for timer in ports.dumper.timers(images.directory, view)
+            ),
             waits=view.waits,
             options=self.call.options,
             workload=workload,

@@ -256,11 +256,13 @@ class Dumper(Protocol):
     def let_go(self, view: FrozenView, thaw: Callable[[], None]) -> None:
         """Call `thaw`, and let the threads wait on where the dump has interrupted them."""
 
-    def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
-        """Write the freeze's instant into the image set."""
+    def set_instant(
+        self, images: str, view: FrozenView, monotonic: Nanoseconds, boottime: Nanoseconds
+    ) -> None:
+        """Write the freeze's instant into the image set, and let its timers be as they were then."""
 
-    def timers(self, images: str) -> tuple[PendingTimer, ...]:
-        """The armed timers that CRIU recorded."""
+    def timers(self, images: str, view: FrozenView) -> tuple[PendingTimer, ...]:
+        """The armed timers that CRIU recorded, after set_instant()."""
 
 
 class RestoreSession(Protocol):
@@ -276,6 +278,7 @@ class RestoreSession(Protocol):
         outside_files: tuple[OutsideFile, ...],
         resumption: Resumption,
         waits: tuple[PendingWait, ...],
+        timers: tuple[PendingTimer, ...],
     ) -> Pid:
         """Restore one more tree and hold it; gives its root's pid on this host.
 

@@ -229,6 +229,7 @@ def _add_trees(
                 outside_files=checkpoint.workload.outside_files,
                 resumption=resume_clocks(call.time, checkpoint.clocks, tree.time_offsets, at),
                 waits=checkpoint.waits,
+                timers=checkpoint.timers,
             )
         )
     return tuple(pids)

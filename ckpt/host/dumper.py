@@ -33,6 +33,7 @@ from ckpt.host.inodes.fuse.living import launcher_for
 from ckpt.host.inspection import as_host_view
 from ckpt.host.kept_log import keeping_log
 from ckpt.host.operations import JournaledOperation
+from ckpt.host.posix_timers import PosixEnds, ends_in
 from ckpt.model.checkpoint import AddressRun, CarriedFile, DumpOptions, DumpStatistics
 from ckpt.model.clocks import ClockTarget, PendingTimer
 from ckpt.model.workload import ExternalMount, OutsideFile, Tree
@@ -116,15 +117,15 @@ class CriuDumper:
             filtered=[process.pid for process in processes if process.seccomp],
         )
 
-    def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
+    def set_instant(self, images: str, view: object, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
         """Write the freeze's instant into the image set, and let its timers be as they were then."""
         instant = ClockTarget(monotonic_ns=monotonic, boottime_ns=boottime)
-        rewind_timers(Path(images), instant)
+        rewind_timers(Path(images), instant, _ends(view))
         write_instant(Path(images), instant)
 
-    def timers(self, images: str) -> tuple[PendingTimer, ...]:
-        """The armed timers that CRIU recorded."""
-        return pending_timers(Path(images))
+    def timers(self, images: str, view: object) -> tuple[PendingTimer, ...]:
+        """The armed timers that CRIU recorded, after set_instant()."""
+        return pending_timers(Path(images), _ends(view))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -247,6 +248,11 @@ class CriuTreeDump:
             needed_bytes=needed,
             option="CKPT_STATE",
         )
+
+
+def _ends(view: object) -> PosixEnds:
+    seen = as_host_view(view)
+    return ends_in(seen.timer_list, seen.clocks.monotonic_ns)
 
 
 def _available(directory: str) -> int:

@@ -5,8 +5,9 @@ Rules:
 - Everything that is made is undone by abort(), newest first; what is noted in the operation's journal is
   undone by the guardian when this process dies before commit().
 - A tree's tasks are moved to their cgroups while they are held, before any of them runs.
-- Where the tasks must not see what is real (keep()), CRIU lets go of them into a frozen cgroup, and they stand
-  under ptrace until commit(). All of a session must be called from one thread, then.
+- CRIU lets go of the tasks into a frozen cgroup, and they take their first step at the instant for which their
+  clocks were set. Where they must not see what is real (keep()), they stand under ptrace until then: all of a
+  session must be called from one thread.
 """
 
 from __future__ import annotations
@@ -42,13 +43,16 @@ from ckpt.host.timens import TimeNamespace
 from ckpt.host.virtual import covering
 from ckpt.host.virtual.carrying import carries_stub
 from ckpt.model.checkpoint import DumpOptions
-from ckpt.model.clocks import PendingWait, Resumption, TimeOffsets
+from ckpt.model.clocks import PendingTimer, PendingWait, Resumption, TimeOffsets
 from ckpt.model.inodes import InodeMethod, InodeOutcome, InodeRecord
 from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree
-from ckpt.units import SECOND, CheckpointId, JobName, Nanoseconds, Pid
+from ckpt.units import MILLISECOND, SECOND, CheckpointId, JobName, Nanoseconds, Pid
 
 _LOG: Final = "last-failed-restore.log"
 _NOT_SHOWN: Final = "it cannot be shown under its inode number"
+_LET_GO_NS: Final = 10 * MILLISECOND
+_LET_GO_TASK_NS: Final = MILLISECOND
+"""What CRIU needs from its last point of return until it has let go, and more for each task."""
 _FREEZE_TIMEOUT: Final = Nanoseconds(10 * SECOND)
 
 
@@ -84,6 +88,8 @@ class CriuRestoreSession:
         self._goes_on_at = Nanoseconds(0)
         self._came_up_at = Nanoseconds(0)
         self._timerfds: list[tuple[ArmedTimerfd, int]] = []
+        self._wall_timers: dict[Pid, signalling_timers.Times] = {}
+        self._timed: set[Pid] = set()
         self._layer: covering.Layer | None = None
         self._view: FileView | None = None
         self._namespaces: dict[TimeOffsets | None, TimeNamespace] = {}
@@ -114,6 +120,7 @@ class CriuRestoreSession:
         outside_files: tuple[OutsideFile, ...],
         resumption: Resumption,
         waits: tuple[PendingWait, ...],
+        timers: tuple[PendingTimer, ...],
     ) -> Pid:
         """Restore one more tree and hold it; gives its root's pid on this host.
 
@@ -125,7 +132,8 @@ class CriuRestoreSession:
             self._start_view()
         namespace = self._time_namespace(tree.time_offsets, resumption)
         strip_filters(Path(images))
-        armed = resuming.mend_images(Path(images), tree, waits, resumption.advance)
+        wall = resuming.wall_clock_times(Path(images), timers, resumption)
+        armed = resuming.mend_images(Path(images), tree, waits, timers, resumption.advance)
         private_root = ""
         if tree.owns("mnt"):
             self._check_mounts(external_mounts)
@@ -166,13 +174,18 @@ class CriuRestoreSession:
                 os.close(fd)
         self._undo.callback(held.abort)
         self._held.append(held)
+        # All tasks are there. CRIU ran in the workload's cgroup, and must not stand still with it.
+        cgroups.add_process(_own_cgroup(self._cgroup), worker.pid)
         root = self._host_pid(held.pid)
         self._roots.append(root)
         self._trees.append(tree)
         self._move_down(tree, root)
         self._goes_on_at = resumption.at_ns
+        host_pid = resuming.restored_as(root)
+        self._wall_timers |= {pid: found for each, found in wall.items() if (pid := host_pid(each))}
+        self._timed |= {pid for each in resuming.timed(timers, tree) if (pid := host_pid(each))}
         if armed:
-            self._timerfds += self._undo.enter_context(timerfds.taken(armed, resuming.restored_as(root)))
+            self._timerfds += self._undo.enter_context(timerfds.taken(armed, host_pid))
         return root
 
     def keep(
@@ -216,17 +229,21 @@ class CriuRestoreSession:
         Raises:
             RestoreFailed: a tree could not go on; call abort(), which takes the others back.
         """
-        resuming.await_instant(self._goes_on_at)
-        timerfds.rearm(self._timerfds, self._goes_on_at)
+        control = control_of(self._cgroup)
         if self._tracees:
             if self._layer is not None:
                 self._layer.keep(self._host.shim)
-            held_ns = Nanoseconds(time.monotonic_ns() - self._came_up_at)
-            for tracee in self._tracees:
-                signalling_timers.put_off(tracee, held_ns)
-                tracee.detach()
-            self._tracees.clear()
+            self._await_instant()
+            self._detach_all()
+        elif control is not None and (ptrace.supported() or not self._timed):
+            # CRIU takes some milliseconds to let go of the tasks: a thaw takes none.
+            tasks = sum(len(tree.processes) for tree in self._trees)
+            resuming.await_instant(Nanoseconds(self._goes_on_at - _LET_GO_NS - tasks * _LET_GO_TASK_NS))
+            self._stop_all(control)
+            self._await_instant()
+            self._thaw(control)
         else:
+            self._await_instant()
             for held in self._held:
                 with keeping_log(self._operation.kept(_LOG)):
                     held.finish()
@@ -252,17 +269,40 @@ class CriuRestoreSession:
         """Kill and remove everything that was restored; safe to repeat."""
         self._undo.close()
 
+    def _await_instant(self) -> None:
+        """Return at the instant for which the clocks were set, with the timers set for it, too."""
+        resuming.await_instant(self._goes_on_at)
+        timerfds.rearm(self._timerfds, self._goes_on_at)
+
+    def _thaw(self, control: Control) -> None:
+        """Let all tasks run, those with timers that give signals when these are set for this instant.
+
+        Raises:
+            OsRefused: a task cannot be traced.
+        """
+        if self._timed:
+            self._tracees += ptrace.seize(self._timed, control.thaw)
+        control.thaw()
+        self._detach_all()
+
+    def _detach_all(self) -> None:
+        """Let the traced tasks run; CRIU has armed their timers when it came to them, and not at this instant."""
+        held_ns = Nanoseconds(time.monotonic_ns() - self._came_up_at)
+        for tracee in self._tracees:
+            # A task that somebody has killed meanwhile has no timers.
+            with suppress(OSError):
+                signalling_timers.put_off(tracee, held_ns, self._wall_timers.get(tracee.pid, {}))
+            tracee.detach()
+        self._tracees.clear()
+
     def _stop_all(self, control: Control) -> None:
         """Let CRIU finish with all trees while the cgroup is frozen: none of the tasks takes a step."""
         self._undo.callback(self._kill_all, control)
-        home = _own_cgroup(self._cgroup)
         self._came_up_at = Nanoseconds(time.monotonic_ns())
-        for held, worker in zip(self._held, self._workers, strict=True):
+        for held in self._held:
             # From here on the end of CRIU would let the tasks run: they must be killed before it.
             with keeping_log(self._operation.kept(_LOG)):
                 held.come_up()
-            # It runs in the workload's cgroup, and must not stand still with it.
-            cgroups.add_process(home, worker.pid)
         control.freeze(_FREEZE_TIMEOUT)
         for held in self._held:
             with keeping_log(self._operation.kept(_LOG)):

@@ -5,18 +5,20 @@ they go on without it, while its clocks are set for the end of the hold. They be
 them itself, under ptrace.
 
 Rule: timers that count the CPU's time stand still with the process, and are left alone.
-Source: setitimer(2), timer_settime(2), proc_pid_timers(5).
+Source: setitimer(2), timer_settime(2).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
+from ckpt.host.posix_timers import timers_of
 from ckpt.host.ptrace import Tracee
-from ckpt.units import SECOND, Nanoseconds, Pid
+from ckpt.units import SECOND, Nanoseconds
 
 _GETITIMER: Final = 36
 _SETITIMER: Final = 38
@@ -25,27 +27,57 @@ _TIMER_GETTIME: Final = 224
 """The numbers of x86-64, the only machine that ckpt.host.ptrace supports."""
 
 _ITIMER_REAL: Final = 0
+_ABSTIME: Final = 1
 _MICROSECONDS: Final = 1_000_000
 _SPEC: Final = struct.Struct("=4q")
 _CPU_CLOCKS: Final = frozenset((2, 3))
 
+Times = Mapping[int, Nanoseconds]
+"""When POSIX timers are due, on CLOCK_REALTIME, by their numbers."""
 
-def put_off(tracee: Tracee, by_ns: Nanoseconds) -> None:
+_NO_TIMES: Final[Times] = MappingProxyType({})
+
+
+def put_off(tracee: Tracee, by_ns: Nanoseconds, times: Times = _NO_TIMES) -> None:
     """Let the timers of a stopped process fire later by so much; those that have fired have.
+
+    Args:
+        tracee: The process.
+        by_ns: How long it was held.
+        times: When POSIX timers of CLOCK_REALTIME are due that follow that clock, also if it is set; they are not put
+            off. One that is due is left as it is; a periodic one keeps its beat.
 
     Raises:
         OSError: a system call failed in the process.
     """
-    with tracee.scratch(_SPEC.size) as place:
+    with tracee.unfiltered(), tracee.scratch(_SPEC.size) as place:
         tracee.call(_GETITIMER, _ITIMER_REAL, place)
         if later := _later(tracee.read(place, _SPEC.size), by_ns, _MICROSECONDS):
             tracee.write(place, later)
             tracee.call(_SETITIMER, _ITIMER_REAL, place, 0)
-        for number in _posix_timers(tracee.pid):
+        for number, clock in timers_of(tracee.pid):
+            if clock < 0 or clock in _CPU_CLOCKS:
+                continue
+            if number in times:
+                _set_to_time(tracee, place, number, times[number])
+                continue
             tracee.call(_TIMER_GETTIME, number, place)
             if later := _later(tracee.read(place, _SPEC.size), by_ns, SECOND):
                 tracee.write(place, later)
                 tracee.call(_TIMER_SETTIME, number, 0, place, 0)
+
+
+def _set_to_time(tracee: Tracee, place: int, number: int, due_ns: int) -> None:
+    tracee.call(_TIMER_GETTIME, number, place)
+    interval, interval_rest, *left = _SPEC.unpack(tracee.read(place, _SPEC.size))
+    interval_ns = interval * SECOND + interval_rest
+    late_ns = time.clock_gettime_ns(time.CLOCK_REALTIME) - due_ns
+    if late_ns >= 0 and interval_ns:
+        due_ns += (late_ns // interval_ns + 1) * interval_ns
+    elif late_ns >= 0 or not any(left):
+        return
+    tracee.write(place, _SPEC.pack(interval, interval_rest, *divmod(due_ns, SECOND)))
+    tracee.call(_TIMER_SETTIME, number, _ABSTIME, place, 0)
 
 
 def _later(spec: bytes, by_ns: int, fractions: int) -> bytes:
@@ -55,15 +87,3 @@ def _later(spec: bytes, by_ns: int, fractions: int) -> bytes:
         return b""
     seconds, rest = divmod(value * fractions + rest + by_ns * fractions // SECOND, fractions)
     return _SPEC.pack(interval, interval_rest, seconds, rest)
-
-
-def _posix_timers(pid: Pid) -> Iterator[int]:
-    """The numbers of those that count no CPU's time."""
-    number = -1
-    with suppress(OSError), open(f"/proc/{pid}/timers", encoding="ascii", errors="replace") as stream:
-        for line in stream:
-            name, _, value = line.partition(":")
-            if name == "ID":
-                number = int(value)
-            elif name == "ClockID" and int(value) >= 0 and int(value) not in _CPU_CLOCKS:
-                yield number

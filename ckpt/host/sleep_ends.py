@@ -5,20 +5,19 @@
   * /proc/timer_list has the end of every sleep, exactly, but not whose it is: the one that fits is taken.
 
 Rule: where anything is missing, or several ends fit that differ by much, the end is not known.
-Source: kernel/sched/debug.c, kernel/time/timer_list.c, kernel/time/hrtimer.c (hrtimer_wakeup).
+Source: kernel/sched/debug.c, kernel/time/hrtimer.c (hrtimer_wakeup).
 """
 
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from ckpt.host.timens import offsets_of
+from ckpt.host import timer_list
 from ckpt.units import MILLISECOND, Nanoseconds, Pid
 
 Sleeper = tuple[Pid, Pid, Nanoseconds]
@@ -33,11 +32,6 @@ _MARGINS: Final = ((10 * MILLISECOND, 100), (20 * MILLISECOND, 10))
 
 _AFTER_NS: Final = 2 * MILLISECOND
 """By how much the beginning may be later than that clock says."""
-
-_BASE: Final = re.compile(rb"^ *\.offset: +(\d+) nsecs$")
-_NAME: Final = re.compile(rb"^ #\d+: <[^>]*>, (\w+), ")
-_EXPIRES: Final = re.compile(rb"^ # expires at (\d+)-")
-_NOW: Final = re.compile(rb"^now at (\d+) nsecs$", re.MULTILINE)
 
 
 def ends_of(sleepers: Iterable[Sleeper]) -> dict[Pid, Nanoseconds]:
@@ -102,25 +96,9 @@ def _fitting(ends: list[int], began: _Beginning, timeout_ns: int, now_ns: int) -
 
 def _ends_of_all_sleeps() -> tuple[int, list[int]]:
     """Now, and when each sleep on this machine ends that has a timer of high resolution: on our CLOCK_MONOTONIC."""
-    # The kernel tells its own time, which may not be that of our namespace.
-    ours = offsets_of("self").monotonic_ns
-    with suppress(OSError), open("/proc/timer_list", "rb") as stream:
-        text = stream.read()
-        if (now := _NOW.search(text)) is not None:
-            return int(now[1]) + ours, [end + ours for end in _sleeps_until(text)]
-    return 0, []
-
-
-def _sleeps_until(text: bytes) -> Iterator[int]:
-    offset, is_sleep = 0, False
-    for line in text.splitlines():
-        if found := _EXPIRES.match(line):
-            if is_sleep:
-                yield int(found[1]) - offset
-        elif found := _NAME.match(line):
-            is_sleep = found[1] == b"hrtimer_wakeup"
-        elif found := _BASE.match(line):
-            offset = int(found[1])
+    text = timer_list.read()
+    ends: list[int] = [timer.due_ns for timer in timer_list.timers_calling(b"hrtimer_wakeup", text)]
+    return timer_list.taken_at(text) or 0, ends
 
 
 def _charged_until(path: str) -> int | None:

@@ -62,7 +62,8 @@ class TimerKind(StrEnum):
 class PendingTimer:
     """An armed timer as CRIU recorded it: `value_ns` is what remains until it fires.
 
-    Source: timer_settime(2), setitimer(2), timerfd_create(2). `clock` is the kernel's name of the clock.
+    Source: timer_settime(2), setitimer(2), timerfd_create(2). `clock` is the kernel's name of the clock. `absolute`
+    is whether it is known to fire at a time of the wall clock, and not after a span.
     """
 
     pid: Pid
@@ -70,6 +71,7 @@ class PendingTimer:
     clock: str
     value_ns: Nanoseconds
     interval_ns: Nanoseconds
+    absolute: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,7 +116,10 @@ def _written(base: Base, sets: Sets) -> None:
     add("newer", "version 4 of the manifest", version(4), newer, FORMAT)
     add("no-version", "a version that is none", version(0), "version: '0' is no version")
     add(
-        "of-version-1", "it says that it is of version 1", version(1), "field 'waits' where 'options' belongs"
+        "of-version-1",
+        "it says that it is of version 1",
+        version(1),
+        "timers[0]: 1 fields too many, the first is 'absolute'",
     )
     add(
         "of-another-kind",

@@ -74,6 +74,7 @@ TIMER = PendingTimer(
     clock="CLOCK_MONOTONIC",
     value_ns=Nanoseconds(750_000_000),
     interval_ns=Nanoseconds(1_000_000_000),
+    absolute=True,
 )
 
 WAIT = PendingWait(

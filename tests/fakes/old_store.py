@@ -13,8 +13,9 @@ from ckpt.codec.frame import Kind
 from ckpt.codec.objects import checkpoint_id, digest_of
 from ckpt.codec.records import ReceiptV1, StoreConfigV1, TagMark
 from ckpt.codec.v1 import Chunk, ChunkedCheckpoint, ChunkedFile, ChunkedImageSet
-from ckpt.codec.v2 import InodeRecordV2
+from ckpt.codec.v2 import InodeRecordV2, PendingTimerV2
 from ckpt.model.checkpoint import Checkpoint
+from ckpt.model.clocks import PendingTimer
 from ckpt.model.inodes import InodeRecord
 from ckpt.store import layout
 from ckpt.store.compress import to_object
@@ -47,6 +48,11 @@ def an_old_store() -> tuple[Disk, dict[CheckpointId, dict[str, bytes]]]:
     return disk, made
 
 
+def timer_in_version_2(timer: PendingTimer) -> PendingTimerV2:
+    """The timer as versions 1 and 2 write it."""
+    return PendingTimerV2(**{field.name: getattr(timer, field.name) for field in fields(PendingTimerV2)})
+
+
 def in_version_2(inode: InodeRecord) -> InodeRecordV2:
     """The record as versions 1 and 2 write it."""
     return InodeRecordV2(**{field.name: getattr(inode, field.name) for field in fields(InodeRecordV2)})
@@ -60,9 +66,12 @@ def _write(backend: MemoryBackend, files: dict[str, bytes], created_ns: int) -> 
     old = ChunkedImageSet(root=images.root, files=chunked, statistics=images.statistics)
     for name in ("waits", "saved_files", "saved_directories", "volumes"):
         del same[name]
+    timers = tuple(timer_in_version_2(timer) for timer in today.timers)
     inodes = tuple(in_version_2(inode) for inode in today.inodes)
     plain = _MANIFEST.encode(
-        ChunkedCheckpoint(**same | {"image_sets": (old,), "inodes": inodes, "carried_files": ()})
+        ChunkedCheckpoint(
+            **same | {"timers": timers, "image_sets": (old,), "inodes": inodes, "carried_files": ()}
+        )
     )
     found = checkpoint_id(plain)
     receipt = ReceiptV1(

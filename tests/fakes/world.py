@@ -299,10 +299,10 @@ class FakeDumper:
     def let_go(self, view: FakeView, thaw: Callable[[], None]) -> None:
         thaw()
 
-    def set_instant(self, images: str, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
+    def set_instant(self, images: str, view: FakeView, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
         self.world.step("set instant")
 
-    def timers(self, images: str) -> tuple[PendingTimer, ...]:
+    def timers(self, images: str, view: FakeView) -> tuple[PendingTimer, ...]:
         return ()
 
 
@@ -323,6 +323,7 @@ class FakeSession:
         outside_files: tuple[OutsideFile, ...],
         resumption: Resumption,
         waits: tuple[PendingWait, ...],
+        timers: tuple[PendingTimer, ...],
     ) -> Pid:
         self.world.half_restored += 1
         self.world.step(f"restore {tree.root}")

@@ -57,6 +57,7 @@ sleep infinity &
 wait
 """
 
+CHECKOUT = Path(__file__).parents[2]
 _NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--time")
 
 
@@ -94,7 +95,8 @@ class Host:
                     self._cgroup,
                     *("unshare", *_NAMESPACES, f"--monotonic={monotonic_s}", f"--boottime={boottime_s}"),
                     *("--fork", "--kill-child", "/bin/sh", "-c", _INIT, "init", name, str(place)),
-                    *map(str, (traces.folder, *shared)),
+                    # The checkout may lie where a host has a file system of its own.
+                    *map(str, (traces.folder, CHECKOUT, *shared)),
                 ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

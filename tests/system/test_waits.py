@@ -18,8 +18,10 @@ from harness.command import Ckpt
 from harness.subjects import Program, Workload
 from harness.waiting import await_condition
 
+from ckpt.host import ptrace, signalling_timers, timer_list
+from ckpt.host.posix_timers import ends_in, timers_of
 from ckpt.model.clocks import restore_span
-from ckpt.units import ByteCount
+from ckpt.units import SECOND, ByteCount, Nanoseconds, Pid
 
 pytestmark = pytest.mark.system
 
@@ -37,8 +39,6 @@ EARLY_NS = 5 * MS
 
 #: FUTEX_WAIT keeps its span in the caller's memory: it may be told EINTR, as any futex may.
 MAY_BE_INTERRUPTED = {"futex_span"}
-#: The images do not say that it was set to a time of the wall clock: it is late where its clock stood still.
-TAKEN_AS_SPAN = {"posix_realtime_until"}
 STAND_STILL = {"suspend": ("monotonic",), "continue": ("monotonic", "boottime")}
 ENDLESS = {"poll_endless", "epoll_endless", "signal_endless"}
 WAITS = 27
@@ -119,6 +119,11 @@ def pass_through(workload: Workload, ckpt: Ckpt, policy: str) -> Passage:
             break
     time.sleep(AWAY_S)
     restored = ckpt("restore", dumped["id"], "--time", policy)
+    return until_all_are_over(program, dumped, restored)
+
+
+def until_all_are_over(program: Program, dumped: dict[str, Any], restored: dict[str, Any]) -> Passage:
+    """Wait for the end of all waits of a program that was restored from what was dumped last."""
 
     def said() -> dict[str, dict[str, Any]]:
         return {line["wait"]: line for line in program.log.ticks() if "wait" in line}
@@ -150,7 +155,7 @@ def test_each_wait_is_over_when_its_clock_says_so_and_the_clocks_are_as_promised
         name: passage.late_ns(name)
         for name, wait in passage.waits.items()
         if "due_ns" in wait
-        if name not in interrupted | (TAKEN_AS_SPAN if stood_still else set())
+        if name not in interrupted
     }
     assert all(-EARLY_NS <= by < late_ns for by in late.values()), late
     for clock in ("monotonic", "boottime", "realtime"):
@@ -162,6 +167,47 @@ def test_each_wait_is_over_when_its_clock_says_so_and_the_clocks_are_as_promised
             assert 0 <= passage.passed_ns(clock) < late_ns, clock
         else:
             assert abs(passage.passed_ns(clock) - passage.passed_ns("realtime")) < MS, clock
+
+
+def test_a_posix_timer_set_to_a_time_of_the_wall_clock_fires_then_after_two_checkpoints(
+    workload: Workload, ckpt: Ckpt
+) -> None:
+    program = workload.start(Waits)
+    time.sleep(0.2)
+    for away_s in (0.0, AWAY_S):
+        dumped = ckpt("dump", "--cgroup", workload.cgroup, "--name", ckpt.new_job_name(), "--stop")
+        timers = ckpt("show", dumped["id"])["timers"]
+        posix = [timer for timer in timers if timer["kind"] == "posix" and timer["clock"] == "CLOCK_REALTIME"]
+        assert sorted(timer["absolute"] for timer in posix) == [False, True]
+        time.sleep(away_s)
+        restored = ckpt("restore", dumped["id"], "--time", "continue")
+    passage = until_all_are_over(program, dumped, restored)
+    assert -EARLY_NS <= passage.late_ns("posix_realtime_until") < LATE_NS + passage.overrun_ns
+
+
+def test_the_timers_of_a_held_process_are_put_off_and_those_of_the_wall_clock_set_to_their_time(
+    workload: Workload,
+) -> None:
+    program = workload.new(Waits)
+    # The harness waits for what it has started, and so would take the stops.
+    process = subprocess.Popen(program.command())
+    try:
+        program.await_ready()
+        before = ends_in(timer_list.read(), Nanoseconds(0))
+        number = next(number for number, clock in timers_of(Pid(process.pid)) if clock == time.CLOCK_REALTIME)
+        due_ns = Nanoseconds(time.clock_gettime_ns(time.CLOCK_REALTIME) + 3600 * SECOND)
+        [tracee] = ptrace.seize([Pid(process.pid)], lambda: None)
+        signalling_timers.put_off(tracee, Nanoseconds(5 * SECOND), {number: due_ns})
+        tracee.detach()
+        text = timer_list.read()
+    finally:
+        process.kill()
+        process.wait()
+    assert f" # expires at {due_ns}-".encode() in text
+    after = ends_in(text, Nanoseconds(0))
+    assert not set(before.boottime) & set(after.boottime)
+    for end_ns in before.boottime:
+        assert any(abs(later_ns - 5 * SECOND - end_ns) < SECOND for later_ns in after.boottime)
 
 
 def test_tail_follows_its_file_through_two_restores(workload: Workload, ckpt: Ckpt) -> None:

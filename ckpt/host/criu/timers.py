@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,12 +34,14 @@ from ckpt.host.criu.timerfd_images import (
     descriptor_table,
     descriptors,
 )
+from ckpt.host.posix_timers import NO_ENDS, PosixEnds, wall_clock_ends
 from ckpt.model.clocks import ClockAdvance, ClockTarget, PendingTimer, TimerKind
 from ckpt.units import Nanoseconds, Pid
 
 _COARSE: Final = 5
 """CLOCK_REALTIME_COARSE"""
 
+_REALTIME: Final = 0
 _STOOD_STILL: Final = ClockAdvance()
 _SECOND: Final = 1_000_000_000
 _MICROSECOND: Final = 1_000
@@ -55,9 +58,16 @@ _CLOCKS: Final = {
 _MONOTONIC_CLOCKS: Final = frozenset((1,))
 _BOOTTIME_CLOCKS: Final = frozenset((7, 9))
 
+_Key = tuple[Pid, str, int]
+"""What tells a timer from all others, in an image set and among the checkpoint's: its process, clock and remainder."""
 
-def pending_timers(images: Path) -> tuple[PendingTimer, ...]:
+
+def pending_timers(images: Path, ends: PosixEnds = NO_ENDS) -> tuple[PendingTimer, ...]:
     """The armed timers of an image set; a timerfd that several tasks share is given once for each.
+
+    Args:
+        images: The set, as rewind_timers() left it.
+        ends: What rewind_timers() was given: the POSIX timers among them are of the wall clock.
 
     Raises:
         ObjectCorrupt, OsRefused: an image cannot be read.
@@ -66,30 +76,59 @@ def pending_timers(images: Path) -> tuple[PendingTimer, ...]:
     found: list[PendingTimer] = []
     for pid in pids:
         for core in read_entries(images / f"core-{pid}.img", "CORE", "core_entry"):
-            found += _timers_of(pid, core)
+            found += _timers_of(pid, core, ends)
     found += _timerfds(images, pids)
     return tuple(found)
 
 
-def mend_timers(images: Path, advance: ClockAdvance = _STOOD_STILL) -> int:
+def mend_timers(
+    images: Path, advance: ClockAdvance = _STOOD_STILL, timers: Iterable[PendingTimer] = ()
+) -> int:
     """Let the timers of an image set fire when their clocks say so; the number of timers that were changed.
 
     With an `advance`, what remains is shortened by what passed on the timer's clock; what is due then fires
     at once, and a periodic timerfd counts what it missed. Relative timers on CLOCK_REALTIME count
-    CLOCK_MONOTONIC, as in the kernel. Of POSIX timers the image does not say whether they were absolute: they
-    are taken as relative.
+    CLOCK_MONOTONIC, as in the kernel. Of POSIX timers the image does not say whether they were absolute: `timers`,
+    those of the checkpoint, do.
 
     Raises:
         ObjectCorrupt, OsRefused: an image cannot be read or written.
     """
     changed = _mend_timerfds(images / "files.img", advance)
-    if advance.monotonic_ns or advance.boottime_ns:
+    if advance != _STOOD_STILL:
+        absolute = {_key(timer) for timer in timers if timer.kind is TimerKind.POSIX and timer.absolute}
         for task in read_tasks(images):
-            changed += _change_core(images / f"core-{task.pid}.img", advance)
+            changed += _change_core(
+                images / f"core-{task.pid}.img", partial(_advance, task.pid, advance, absolute)
+            )
     return changed
 
 
-def rewind_timers(images: Path, frozen: ClockTarget) -> int:
+def wall_timers(images: Path, timers: Iterable[PendingTimer]) -> dict[Pid, dict[int, Nanoseconds]]:
+    """The POSIX timers that fire at a time of CLOCK_REALTIME: what remains of each, by its process and number there.
+
+    Args:
+        images: The set before mend_timers().
+        timers: Those of the checkpoint.
+
+    Raises:
+        ObjectCorrupt, OsRefused: an image cannot be read.
+    """
+    absolute = {_key(timer) for timer in timers if timer.kind is TimerKind.POSIX and timer.absolute}
+    found: dict[Pid, dict[int, Nanoseconds]] = {}
+    for pid in {pid for pid, clock, _ in absolute if clock == _CLOCKS[_REALTIME]}:
+        path = images / f"core-{pid}.img"
+        if path.is_file():  # else it is a process of another tree
+            found[pid] = {
+                timer.it_id: Nanoseconds(_left_ns(timer))
+                for core in read_entries(path, "CORE", "core_entry")
+                for timer in core.tc.timers.posix
+                if timer.clock_id == _REALTIME and (pid, _CLOCKS[_REALTIME], _left_ns(timer)) in absolute
+            }
+    return found
+
+
+def rewind_timers(images: Path, frozen: ClockTarget, ends: PosixEnds = NO_ENDS) -> int:
     """Let what remains of each timer be what remained at the freeze; the number of timers that were changed.
 
     CRIU reads the timers of a task when it comes to it, and that can be seconds after the freeze. When that was
@@ -98,6 +137,8 @@ def rewind_timers(images: Path, frozen: ClockTarget) -> int:
     Args:
         images: The set as CRIU left it, with its own instant still in it.
         frozen: What the clocks of the tasks read at the freeze.
+        ends: What remained of the POSIX timers on this machine: those of the wall clock are found by it, and set
+            to the nanosecond.
 
     Raises:
         ObjectCorrupt, OsRefused: an image cannot be read or written.
@@ -117,7 +158,9 @@ def rewind_timers(images: Path, frozen: ClockTarget) -> int:
         # They are read right after the memory; core-PID.img is written when all threads are done.
         pages = images / f"pagemap-{task.pid}.img"
         if pages.is_file():  # a zombie has none
-            changed += _change_core(images / f"core-{task.pid}.img", _by(-since_freeze_ns(pages)))
+            changed += _change_core(
+                images / f"core-{task.pid}.img", partial(_rewind, since_freeze_ns(pages), ends)
+            )
     timers = armed_entries(images)
     late: dict[int, int] = {}
     for pid, _, file in descriptors(images, timers.keys()):
@@ -147,7 +190,7 @@ def _mend_timerfd(timer: Any, advance: ClockAdvance) -> bool:
     before = timer.SerializeToString()
     absolute = bool(timer.settime_flags & ABSTIME)
     timer.settime_flags &= ~ABSTIME
-    left_ns = timer.vsec * _SECOND + timer.vnsec
+    left_ns = _left_ns(timer)
     interval_ns = timer.isec * _SECOND + timer.insec
     if not left_ns and timer.ticks:
         left_ns = interval_ns
@@ -159,7 +202,7 @@ def _mend_timerfd(timer: Any, advance: ClockAdvance) -> bool:
 
 
 def _lengthen(timer: Any, by_ns: int) -> bool:
-    left_ns = timer.vsec * _SECOND + timer.vnsec
+    left_ns = _left_ns(timer)
     if not left_ns or not by_ns:
         return False
     timer.vsec, timer.vnsec = divmod(left_ns + by_ns, _SECOND)
@@ -176,13 +219,7 @@ def _passed(clock: int, advance: ClockAdvance, *, absolute: bool) -> int:
     return 0
 
 
-def _by(ns: int) -> ClockAdvance:
-    return ClockAdvance(
-        realtime_ns=Nanoseconds(ns), monotonic_ns=Nanoseconds(ns), boottime_ns=Nanoseconds(ns)
-    )
-
-
-def _change_core(path: Path, advance: ClockAdvance) -> int:
+def _change_core(path: Path, change: Callable[[Any], None]) -> int:
     entries = read_entries(path, "CORE", "core_entry")
     changed = 0
     for core in entries:
@@ -190,13 +227,29 @@ def _change_core(path: Path, advance: ClockAdvance) -> int:
             continue
         timers = core.tc.timers
         before = timers.SerializeToString()
-        _shorten(timers.real, "vusec", _MICROSECOND, advance.monotonic_ns)
-        for timer in timers.posix:
-            _shorten(timer, "vnsec", 1, _passed(timer.clock_id, advance, absolute=False))
+        change(timers)
         changed += timers.SerializeToString() != before
     if changed:
         write_entries(path, "CORE", entries)
     return changed
+
+
+def _advance(pid: Pid, advance: ClockAdvance, absolute: Collection[_Key], timers: Any) -> None:
+    _shorten(timers.real, "vusec", _MICROSECOND, advance.monotonic_ns)
+    for timer in timers.posix:
+        is_absolute = (pid, _name(timer.clock_id), _left_ns(timer)) in absolute
+        _shorten(timer, "vnsec", 1, _passed(timer.clock_id, advance, absolute=is_absolute))
+
+
+def _rewind(by_ns: int, ends: PosixEnds, timers: Any) -> None:
+    _shorten(timers.real, "vusec", _MICROSECOND, -by_ns)
+    armed = [timer for timer in timers.posix if _left_ns(timer)]
+    for timer in armed:
+        if timer.clock_id in WALL_CLOCKS | _MONOTONIC_CLOCKS | _BOOTTIME_CLOCKS:
+            _shorten(timer, "vnsec", 1, -by_ns)
+    known = wall_clock_ends([(timer.clock_id, _left_ns(timer)) for timer in armed], ends)
+    for place, left_ns in known.items():
+        armed[place].vsec, armed[place].vnsec = divmod(max(1, left_ns), _SECOND)
 
 
 def _shorten(timer: Any, fraction: str, unit_ns: int, passed_ns: int) -> None:
@@ -206,7 +259,7 @@ def _shorten(timer: Any, fraction: str, unit_ns: int, passed_ns: int) -> None:
         setattr(timer, fraction, rest_ns // unit_ns)
 
 
-def _timers_of(pid: Pid, core: Any) -> Iterator[PendingTimer]:
+def _timers_of(pid: Pid, core: Any, ends: PosixEnds) -> Iterator[PendingTimer]:
     if not core.tc.HasField("timers"):
         return
     timers = core.tc.timers
@@ -221,10 +274,15 @@ def _timers_of(pid: Pid, core: Any) -> Iterator[PendingTimer]:
                 pid, TimerKind.ITIMER, clock, left_ns, timer.isec * _SECOND + timer.iusec * _MICROSECOND
             )
     for timer in timers.posix:
-        left_ns = timer.vsec * _SECOND + timer.vnsec
+        left_ns = _left_ns(timer)
         if left_ns:
             yield _pending(
-                pid, TimerKind.POSIX, _name(timer.clock_id), left_ns, timer.isec * _SECOND + timer.insec
+                pid,
+                TimerKind.POSIX,
+                _name(timer.clock_id),
+                left_ns,
+                timer.isec * _SECOND + timer.insec,
+                absolute=ends.has(timer.clock_id, left_ns),
             )
 
 
@@ -236,8 +294,9 @@ def _timerfds(images: Path, pids: Iterable[Pid]) -> Iterator[PendingTimer]:
             pid,
             TimerKind.TIMERFD,
             _name(timer.clockid),
-            timer.vsec * _SECOND + timer.vnsec,
+            _left_ns(timer),
             timer.isec * _SECOND + timer.insec,
+            absolute=timer.clockid in WALL_CLOCKS and bool(timer.settime_flags & ABSTIME),
         )
 
 
@@ -248,13 +307,25 @@ def _modified_ns(path: Path) -> int:
         raise OsRefused(operation="read", subject=str(path), reason=os.strerror(error.errno or 0)) from error
 
 
-def _pending(pid: Pid, kind: TimerKind, clock: str, value_ns: int, interval_ns: int) -> PendingTimer:
+def _left_ns(timer: Any) -> int:
+    """What remains of a timerfd or a POSIX timer."""
+    return int(timer.vsec * _SECOND + timer.vnsec)
+
+
+def _key(timer: PendingTimer) -> _Key:
+    return timer.pid, timer.clock, timer.value_ns
+
+
+def _pending(
+    pid: Pid, kind: TimerKind, clock: str, value_ns: int, interval_ns: int, *, absolute: bool = False
+) -> PendingTimer:
     return PendingTimer(
         pid=pid,
         kind=kind,
         clock=clock,
         value_ns=Nanoseconds(value_ns),
         interval_ns=Nanoseconds(interval_ns),
+        absolute=absolute,
     )
 
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Final
 
 from ckpt.errors import CannotCheckpoint, NotNow
-from ckpt.host import cgroup_settings, cgroups, timerfds, waits
+from ckpt.host import cgroup_settings, cgroups, posix_timers, timer_list, timerfds, waits
 from ckpt.host.clock import HostClock
 from ckpt.host.criu import engine
 from ckpt.host.criu.locate import find_criu
@@ -56,6 +56,7 @@ class HostSurvey:
     cgroups: tuple[CgroupRecord, ...]
     warnings: tuple[str, ...]
     sleeps: tuple[waits.Sleep, ...] = ()
+    has_wall_timers: bool = False
 
     @property
     def trees(self) -> tuple[Tree, ...]:
@@ -65,7 +66,11 @@ class HostSurvey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostView:
-    """Fits the port `FrozenView`. `read_ns` is how long the reading under the freeze took."""
+    """Fits the port `FrozenView`.
+
+    `timer_list` is /proc/timer_list, empty where no POSIX timer needs it (ckpt.host.posix_timers); `read_ns` is how
+    long the reading under the freeze took.
+    """
 
     clocks: Clocks
     snapshot: Snapshot
@@ -73,6 +78,7 @@ class HostView:
     details: Known
     locks: Future[tuple[FileLock, ...]]
     waits: tuple[PendingWait, ...]
+    timer_list: bytes
     cgroups: tuple[CgroupRecord, ...]
     read_ns: Nanoseconds
 
@@ -114,7 +120,9 @@ class HostInspector:
         """The survey with what the threads wait for now: the last thing before the freeze."""
         if not isinstance(survey, HostSurvey):
             raise TypeError(survey)
-        return replace(survey, sleeps=waits.look(survey.snapshot.processes))
+        processes = survey.snapshot.processes
+        has_wall_timers = posix_timers.may_be_of_the_wall_clock(processes)
+        return replace(survey, sleeps=waits.look(processes), has_wall_timers=has_wall_timers)
 
     def confirm(self, survey: object, cgroup: str, *, tcp_established: bool) -> HostView:
         """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
@@ -153,6 +161,7 @@ class HostInspector:
             details=_details(files, taken, survey.details),
             locks=locks,
             waits=waits.confirm(survey.sleeps, clocks.monotonic_ns),
+            timer_list=timer_list.read() if survey.has_wall_timers else b"",
             # What is forked after the thaw would make the cgroups look like somebody else's.
             cgroups=survey.cgroups
             if taken.processes.keys() == survey.snapshot.processes.keys()

@@ -271,15 +271,15 @@ def test_the_pending_timers_are_listed_with_their_holder(tmp_path: Path) -> None
     assert pending_timers(tmp_path) == (
         PendingTimer(
             pid=Pid(7), kind=TimerKind.ITIMER, clock="ITIMER_REAL",
-            value_ns=Nanoseconds(3_500_000_000), interval_ns=Nanoseconds(1_000_000_000),
+            value_ns=Nanoseconds(3_500_000_000), interval_ns=Nanoseconds(1_000_000_000), absolute=False,
         ),
         PendingTimer(
             pid=Pid(7), kind=TimerKind.POSIX, clock="CLOCK_BOOTTIME",
-            value_ns=Nanoseconds(2_000_000_005), interval_ns=Nanoseconds(0),
+            value_ns=Nanoseconds(2_000_000_005), interval_ns=Nanoseconds(0), absolute=False,
         ),
         PendingTimer(
             pid=Pid(7), kind=TimerKind.TIMERFD, clock="CLOCK_REALTIME",
-            value_ns=Nanoseconds(9_000_000_000), interval_ns=Nanoseconds(0),
+            value_ns=Nanoseconds(9_000_000_000), interval_ns=Nanoseconds(0), absolute=False,
         ),
     )  # fmt: skip
 

@@ -11,7 +11,8 @@ import pytest
 from ckpt.host.criu.imagefile import read_entries, read_entry, write_entries
 from ckpt.host.criu.pb import image
 from ckpt.host.criu.timerfd_images import ArmedTimerfd, armed_timerfds
-from ckpt.host.criu.timers import mend_timers, rewind_timers
+from ckpt.host.criu.timers import mend_timers, pending_timers, rewind_timers, wall_timers
+from ckpt.host.posix_timers import PosixEnds
 from ckpt.model.clocks import ClockAdvance, ClockTarget
 from ckpt.units import SECOND, Nanoseconds, Pid
 
@@ -64,6 +65,21 @@ def write_timerfd(images: Path, **values: int) -> None:
     write_entries(images / "files.img", "FILES", [entry])
 
 
+def write_posix_timers(images: Path, *timers: tuple[int, int]) -> None:
+    """The clock of each, and what is left of it."""
+    [core] = read_entries(images / "core-7.img", "CORE", "core_entry")
+    for number, (clock, left_ns) in enumerate(timers):
+        entry = core.tc.timers.posix.add(it_id=number, clock_id=clock, si_signo=10, it_sigev_notify=0)
+        entry.sival_ptr = entry.overrun = entry.isec = entry.insec = 0
+        entry.vsec, entry.vnsec = divmod(left_ns, SECOND)
+    write_entries(images / "core-7.img", "CORE", [core])
+
+
+def posix_left_ns(images: Path) -> list[int]:
+    timers = read_entry(images / "core-7.img", "CORE", "core_entry").tc.timers.posix
+    return [timer.vsec * SECOND + timer.vnsec for timer in timers]
+
+
 def timerfd(images: Path) -> Any:
     return read_entries(images / "files.img", "FILES", "file_entry")[0].tfd
 
@@ -83,6 +99,24 @@ def test_what_remained_when_criu_came_to_a_timer_becomes_what_remained_at_the_fr
     assert 100 * MS <= timerfd(images).vnsec <= 110 * MS
     assert 400_000 <= timers.real.vusec <= 410_000
     assert (timers.virt.vsec, timers.virt.vusec) == (3, 0)
+
+
+def test_a_posix_timer_of_the_wall_clock_is_told_from_a_span_and_follows_that_clock(images: Path) -> None:
+    was_written(images / "timens-0.img", NOW_NS)
+    was_written(images / "pagemap-7.img", NOW_NS - 100 * MS)
+    write_entries(images / "files.img", "FILES", [])
+    # CRIU came to them 393 ms after the freeze.
+    write_posix_timers(images, (0, 5 * SECOND - 393 * MS), (0, 5 * SECOND - 393 * MS + 700_000))
+    ends = PosixEnds(monotonic=(5 * SECOND + 700_000, 90 * SECOND), realtime=(5 * SECOND, 60 * SECOND))
+    rewind_timers(images, FROZEN, ends)
+    assert posix_left_ns(images)[0] == 5 * SECOND
+    timers = [timer for timer in pending_timers(images, ends) if timer.clock == "CLOCK_REALTIME"]
+    assert [timer.absolute for timer in timers] == [True, False]
+    assert wall_timers(images, timers) == {7: {0: 5 * SECOND}}
+    span_ns = posix_left_ns(images)[1]
+    advance = ClockAdvance(realtime_ns=Nanoseconds(-2 * SECOND), monotonic_ns=Nanoseconds(SECOND))
+    mend_timers(images, advance, timers)
+    assert posix_left_ns(images) == [7 * SECOND, span_ns - SECOND]
 
 
 @pytest.mark.parametrize("at_ns", [0, NOW_NS * 2])
