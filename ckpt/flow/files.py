@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ckpt.errors import FilesChanged, WrongState
+from ckpt.errors import FilesChanged, ObjectCorrupt, WrongState
 from ckpt.flow.ports import Inspector, Operation, Store
 from ckpt.flow.volumes import outside_volumes
 from ckpt.model.checkpoint import Checkpoint, SavedFile, StoredFile
@@ -24,6 +24,7 @@ from ckpt.model.inodes import (
     InodePolicy,
     InodeRecord,
     RoleKind,
+    lie_of,
 )
 from ckpt.units import CheckpointId
 
@@ -76,6 +77,19 @@ def policies_for(
             remedy="Files are saved by 'ckpt dump --with-files PATH'.",
         )
     return Policies(inodes=inodes, files=FilesPolicy.SAVED if files is None and has_saved else files)
+
+
+def check_records(checkpoint_id: CheckpointId, checkpoint: Checkpoint) -> None:
+    """Refuse records that no host can have made, before anything is done by them.
+
+    Raises:
+        ObjectCorrupt: one lies; says which, and how.
+    """
+    for inode in checkpoint.inodes:
+        if lie := lie_of(inode):
+            raise ObjectCorrupt(
+                kind="manifest", name=checkpoint_id, reason=f"it lies about the file {inode.path}: {lie}"
+            )
 
 
 def judge_files(

@@ -11,7 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckpt.errors import HostMismatch
-from ckpt.flow.files import fetch_saved, judge_files, newer_files, newer_warnings, policies_for
+from ckpt.flow.files import (
+    check_records,
+    fetch_saved,
+    judge_files,
+    newer_files,
+    newer_warnings,
+    policies_for,
+)
 from ckpt.flow.ports import (
     Clock,
     FileWriter,
@@ -80,6 +87,7 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
     checkpoint_id = ports.store.resolve(call.ref)
     ports.store.check_trust(checkpoint_id)
     checkpoint = ports.store.load(checkpoint_id).checkpoint
+    check_records(checkpoint_id, checkpoint)
     policies = policies_for(call.ref, call.inodes, call.files, checkpoint)
     changes = judge_files(call.ref, policies, checkpoint, ports.inspector)
     with Undo("the restore") as undo:

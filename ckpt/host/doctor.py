@@ -26,6 +26,7 @@ from ckpt.host.criu.outcome import Features
 from ckpt.host.freezer_control import control_of
 from ckpt.host.launch import init_path
 from ckpt.host.timens import TimeNamespace
+from ckpt.host.virtual.probing import why_no_layer
 from ckpt.units import SECOND, human_bytes
 
 LIBRARIES: Final = ("click", "msgpack", "protobuf", "pycriu", "zstandard", "paramiko", "rich")
@@ -34,6 +35,7 @@ NOFILE_WANTED: Final = 16_384
 
 SPACE_WANTED_BYTES: Final = 1 << 30
 PIPE_WANTED_BYTES: Final = 1 << 20
+_SYSTEM_PATH: Final = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 _FREEZE_PATIENCE: Final = SECOND
 
 CAPABILITIES: Final = {
@@ -79,6 +81,8 @@ def examine(state_directory: str) -> tuple[Finding, ...]:
         _time_namespaces,
         _nftables,
         _init,
+        _identities,
+        _volumes,
         lambda: (directory_finding("state directory", state_directory, "CKPT_STATE"),),
         _python,
         _limits,
@@ -317,6 +321,43 @@ def _init() -> tuple[Finding, ...]:
         return (Finding(name="init of jobs", state=State.OK, detail=init_path()),)
     except CkptError as error:
         return (Finding(name="init of jobs", state=State.MISSING, detail=error.message, remedy=error.advice),)
+
+
+def _identities() -> tuple[Finding, ...]:
+    reason = why_no_layer()
+    if reason:
+        return (
+            Finding(
+                name="identities",
+                state=State.WARNING,
+                detail=f"what is no longer the same file is shown under another number: {reason}",
+                remedy="Restore where the files are the same, or start jobs with 'ckpt run --volume'.",
+            ),
+        )
+    return (
+        Finding(name="identities", state=State.OK, detail="stat calls of restored tasks can be answered"),
+    )
+
+
+def _volumes() -> tuple[Finding, ...]:
+    missing = [
+        what
+        for what, is_there in (
+            ("/dev/loop-control", os.path.exists("/dev/loop-control")),
+            ("mkfs.ext4", shutil.which("mkfs.ext4", path=_SYSTEM_PATH) is not None),
+        )
+        if not is_there
+    ]
+    if missing:
+        return (
+            Finding(
+                name="volumes",
+                state=State.WARNING,
+                detail=f"no 'ckpt run --volume': {' and '.join(missing)} cannot be found",
+                remedy="Load the kernel module loop, install e2fsprogs.",
+            ),
+        )
+    return (Finding(name="volumes", state=State.OK, detail="loop devices, mkfs.ext4"),)
 
 
 def _python() -> tuple[Finding, ...]:

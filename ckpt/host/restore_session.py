@@ -216,11 +216,12 @@ class CriuRestoreSession:
         self._stop_all(control)
         self._tracees += ptrace.seize(tasks.values(), control.thaw)
         layer.cover(self._tracees, plan)
-        seen = layer.ask(self._tracees, found)
+        seen = layer.ask(found)
         self._layer = layer
         self.problems += layer.problems
         if self._view is None:
             self.problems += planning.unkept(found, "another file has its identity", seen=seen)
+            self.problems += planning.unasked(found, seen)
         return planning.outcomes(found, methods, seen=seen, is_virtual=True)
 
     def commit(self, checkpoint: CheckpointId) -> None:

@@ -5,6 +5,7 @@ Source: statx(2), name_to_handle_at(2), ioctl_getversion (FS_IOC_GETVERSION), pr
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -45,6 +46,20 @@ class FileKind(StrEnum):
     CHARACTER = "character"
     BLOCK = "block"
     OTHER = "other"
+
+
+_TYPE_BITS = {
+    FileKind.REGULAR: stat.S_IFREG,
+    FileKind.DIRECTORY: stat.S_IFDIR,
+    FileKind.SYMLINK: stat.S_IFLNK,
+    FileKind.FIFO: stat.S_IFIFO,
+    FileKind.SOCKET: stat.S_IFSOCK,
+    FileKind.CHARACTER: stat.S_IFCHR,
+    FileKind.BLOCK: stat.S_IFBLK,
+}
+_DEVICE_MAX = (1 << 32) - 1  # 12 bits of major, 20 of minor: include/linux/kdev_t.h
+_EXT = frozenset(("ext2", "ext3", "ext4"))
+_EXT_RESERVED = frozenset((0, 1, *range(3, 11)))  # 2 is the root: EXT4_FIRST_INO in fs/ext4/ext4.h
 
 
 class RoleKind(StrEnum):
@@ -140,6 +155,24 @@ class InodeRecord:
     def identity(self) -> Identity:
         """The identity that the workload saw at the freeze, and must go on seeing."""
         return self.seen or Identity(device=self.device, inode=self.inode)
+
+
+def lie_of(record: InodeRecord) -> str:
+    """What of a record cannot be true of any file on Linux; "" if nothing.
+
+    A checkpoint may come from anywhere, and a restore acts on what it says of files.
+    """
+    parts = record.path.split("/")
+    if record.path.startswith("/") and record.path != "/" and not {"", ".", ".."}.isdisjoint(parts[1:]):
+        return "its path is not plain"
+    if record.kind is not FileKind.OTHER and stat.S_IFMT(record.mode) != _TYPE_BITS[record.kind]:
+        return f"it is a {record.kind}, and its mode {record.mode:#o} says something else"
+    for identity in (Identity(device=record.device, inode=record.inode), record.identity):
+        if identity.device > _DEVICE_MAX:
+            return f"no device has the number {identity.device:#x}"
+        if record.filesystem.type in _EXT and identity.inode in _EXT_RESERVED:
+            return f"the inode {identity.inode} is reserved on {record.filesystem.type}"
+    return ""
 
 
 class InodeMethod(StrEnum):

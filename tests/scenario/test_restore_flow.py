@@ -11,7 +11,7 @@ from fakes.checkpoints import INODE
 from fakes.values import a_tree
 from fakes.world import FakeClock
 
-from ckpt.errors import FilesChanged, HostMismatch, WrongState
+from ckpt.errors import FilesChanged, HostMismatch, ObjectCorrupt, WrongState
 from ckpt.flow.restore import restore
 from ckpt.model.inodes import Difference, FileChange, FilesPolicy, InodePolicy
 from ckpt.units import SECOND, Nanoseconds
@@ -182,3 +182,13 @@ def test_a_wall_clock_that_goes_back_is_told_with_the_amount() -> None:
     world.manifests[number] = replace(checkpoint, clocks=clocks)
     [warning] = restore(restore_call(), restore_ports(world)).warnings
     assert "the wall clock is 90.5 s behind" in warning
+
+
+def test_a_checkpoint_that_lies_about_a_file_is_refused_before_anything_is_done() -> None:
+    world = dumped_world()
+    number, checkpoint = next(iter(world.manifests.items()))
+    lie = replace(checkpoint.inodes[0], path="/srv/../etc/shadow")
+    world.manifests[number] = replace(checkpoint, inodes=(lie,))
+    with pytest.raises(ObjectCorrupt, match=r"lies about the file /srv/\.\./etc/shadow"):
+        restore(restore_call(), restore_ports(world))
+    assert set(world.journal) <= {"check trust", "load"}

@@ -59,7 +59,7 @@ def stopped(request: pytest.FixtureRequest, scene: Scene) -> tuple[Subject, str]
     return subject, _stop(scene, subject)
 
 
-@pytest.mark.parametrize("phase", ["fetched", "restored"])
+@pytest.mark.parametrize("phase", ["fetched", "restored", "kept"])
 def test_kill_9_at_this_phase_leaves_nothing_and_a_second_restore_works(
     phase: str, stopped: tuple[Subject, str], scene: Scene, workload: Workload
 ) -> None:
@@ -75,7 +75,7 @@ def test_kill_9_at_this_phase_leaves_nothing_and_a_second_restore_works(
     subject.assert_runs()
 
 
-@pytest.mark.parametrize("phase", ["fetched", "restored"])
+@pytest.mark.parametrize("phase", ["fetched", "restored", "kept"])
 def test_a_signal_undoes_the_restore(phase: str, of_cgroup: NewSubject, scene: Scene) -> None:
     subject = of_cgroup()
     checkpoint = _stop(scene, subject)

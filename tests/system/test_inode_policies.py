@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from harness.command import Ckpt
 from harness.subjects import Workload
+from harness.waiting import await_condition
 from real.asked import Asked
 
 pytestmark = pytest.mark.system
@@ -150,3 +152,53 @@ def test_a_refused_workload_is_never_stopped(workload: Workload, tmp_path: Path,
     assert "userfaultfd" in error["message"]
     assert not workload.cgroup.is_frozen()
     assert program.do("answer = held['gap']") < 0.5
+
+
+SANDBOXED = """
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+    int ends[2];
+    FILE *log = fopen(argv[argc - 1], "a");
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_newfstatat, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
+    fprintf(log, "begins\\n");
+    fflush(log);
+    if (pipe(ends) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, 2, &program))
+        return 1;
+    for (;; usleep(5000)) {
+        fprintf(log, "lives\\n");
+        fflush(log);
+    }
+}
+"""
+
+
+def test_a_program_whose_own_filters_would_kill_it_for_a_stat_call_is_not_asked_and_lives(
+    workload: Workload, tmp_path: Path, ckpt: Ckpt
+) -> None:
+    source, program, log = tmp_path / "sandboxed.c", tmp_path / "sandboxed", tmp_path / "log"
+    source.write_text(SANDBOXED)
+    subprocess.run(["gcc", "-o", program, source], check=True)
+    workload.spawn([str(program), str(log)], tmp_path)
+    await_condition(lambda: log.exists() and "lives" in log.read_text(), "the program to live")
+    dumped = ckpt("dump", "--cgroup", workload.cgroup, "--stop")["id"]
+    workload.await_empty()
+
+    restored = ckpt("restore", dumped)
+    assert any("could not be asked" in warning for warning in restored["warnings"])
+    before = log.stat().st_size
+    await_condition(lambda: log.stat().st_size > before, "it to go on")

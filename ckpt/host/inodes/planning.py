@@ -61,16 +61,32 @@ def outcomes(
 def unkept(
     matches: Iterable[Match], reason: str, *, seen: Mapping[Match, Identity] | None = None
 ) -> tuple[str, ...]:
-    """A sentence about the files that show another identity than they did; none if there is none."""
+    """A sentence about the files that show another identity than they did; none if there is none.
+
+    With what the tasks `seen`, files for which none was asked are left out.
+    """
     paths = [
         match.record.path
         for match in matches
-        if (seen or {}).get(match, match.found) != match.record.identity
+        if match.is_moved
+        and (seen is None or seen.get(match, match.record.identity) != match.record.identity)
     ]
+    return _about(paths, f"show another identity than the workload saw: {{}} ({reason})")
+
+
+def unasked(matches: Iterable[Match], seen: Mapping[Match, Identity]) -> tuple[str, ...]:
+    """A sentence about the moved files for which no task was asked; none if there is none."""
+    paths = [match.record.path for match in matches if match.is_moved and match not in seen]
+    return _about(
+        paths, "may show another identity than the workload saw: {} (its process could not be asked)"
+    )
+
+
+def _about(paths: list[str], what: str) -> tuple[str, ...]:
     if not paths:
         return ()
     named = ", ".join(paths[:NAMED_MAX]) + (" …" if len(paths) > NAMED_MAX else "")
-    return (f"{len(paths)} file(s) show another identity than the workload saw: {named} ({reason})",)
+    return (f"{len(paths)} file(s) {what.replace('{}', named, 1)}",)
 
 
 def half_kept(matches: Iterable[Match], methods: Mapping[str, InodeMethod], reason: str) -> tuple[str, ...]:

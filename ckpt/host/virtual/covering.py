@@ -26,7 +26,7 @@ from ckpt.host.ptrace import Tracee
 from ckpt.host.virtual import asking, patching, registry
 from ckpt.host.virtual.calls import stat_calls
 from ckpt.host.virtual.filter import layer_filter
-from ckpt.host.virtual.injection import inject
+from ckpt.host.virtual.injection import STRICT, inject, seccomp_mode
 from ckpt.host.virtual.patching import NotPatched
 from ckpt.host.virtual.server import VirtualServer
 from ckpt.host.virtual.stub import StubTable
@@ -54,6 +54,7 @@ class Layer:
         self._server: VirtualServer | None = None
         self._place: registry.LayerPlace | None = None
         self._covered: tuple[Tracee, ...] = ()
+        self._askable: tuple[Tracee, ...] = ()
         self.problems: tuple[str, ...] = ()
 
     def start(self) -> None:
@@ -72,7 +73,13 @@ class Layer:
         Raises:
             OsRefused: it cannot be put over one of them.
         """
-        covered = [tracee for tracee in tracees if not plan.only_descriptors or tracee.pid in plan.holders]
+        covered = [
+            tracee
+            for tracee in tracees
+            if (not plan.only_descriptors or tracee.pid in plan.holders)
+            # It makes no stat calls: its first one would be its last.
+            and seccomp_mode(tracee.pid) != STRICT
+        ]
         pairs = self._table.items() if os.environ.get(PATCH) != "no" else ()
         shown, none = StubTable.of(pairs), StubTable.of(())
         patches = {
@@ -80,6 +87,7 @@ class Layer:
         }
         if self._server is None or self._place is None:
             return
+        self._askable = tuple(tracee for tracee in covered if seccomp_mode(tracee.pid) == 0)
         self._server.await_ready()
         with ExitStack() as descriptors:
             listeners = []
@@ -95,8 +103,10 @@ class Layer:
             self._server.add(listeners)
         self._covered = tuple(covered)
 
-    def ask(self, tracees: Iterable[Tracee], matches: Iterable[Match]) -> dict[Match, Identity]:
+    def ask(self, matches: Iterable[Match]) -> dict[Match, Identity]:
         """What the tasks see of the files that the table is about.
+
+        Tasks that have seccomp filters of their own are not asked: these may kill them for the call.
 
         Raises:
             OsRefused: a task cannot be asked.
@@ -104,7 +114,7 @@ class Layer:
         concerned = {identity for pair in self._table.items() for identity in pair}
         doubtful = [match for match in matches if match.found in concerned or match.is_moved]
         try:
-            return asking.ask({tracee.pid: tracee for tracee in tracees}, doubtful)
+            return asking.ask({tracee.pid: tracee for tracee in self._askable}, doubtful)
         except OSError as error:
             raise OsRefused(
                 operation="ask", subject="the restored tasks", reason=error.strerror or str(error)

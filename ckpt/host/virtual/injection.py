@@ -28,7 +28,8 @@ _FLAG_TSYNC, _FLAG_NEW_LISTENER, _FLAG_TSYNC_ESRCH, _FLAG_WAIT_KILLABLE = 0x1, 0
 _FLAGS: Final = _FLAG_TSYNC | _FLAG_NEW_LISTENER | _FLAG_TSYNC_ESRCH
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _SOCK_FPROG: Final = struct.Struct("<HxxxxxxQ")
-_STRICT: Final = 1
+STRICT: Final = 1
+"""The mode in which a process may only read, write, return and exit."""
 _REASONS: Final = {
     errno.EBUSY: "another supervisor answers its system calls already (a seccomp listener)",
     errno.ESRCH: "its threads have different seccomp filters",
@@ -52,7 +53,7 @@ def inject(tracee: Tracee, program: bytes) -> int:
     calls = stat_calls()
     if calls is None:
         raise FeatureMissing(feature="the numbers of this architecture's calls", remedy="")
-    if seccomp_mode(tracee.pid) == _STRICT:
+    if seccomp_mode(tracee.pid) == STRICT:
         raise _refused(tracee.pid, "it is in seccomp's strict mode")
     try:
         with tracee.unfiltered(), tracee.scratch(_SOCK_FPROG.size + len(program)) as address:
@@ -129,4 +130,9 @@ def _take(pid: Pid, fd: int) -> int:
 
 
 def _refused(pid: Pid, reason: str) -> OsRefused:
-    return OsRefused(operation="virtualize the inodes of", subject=f"process {pid}", reason=reason)
+    return OsRefused(
+        operation="virtualize the inodes of",
+        subject=f"process {pid}",
+        reason=reason,
+        remedy="Put the files back as they were, or restore with --inodes ignore.",
+    )
