@@ -333,6 +333,9 @@ class PutBack(Protocol):
 class Restorer(Protocol):
     """Brings trees back."""
 
+    def pace(self) -> ByteCount:
+        """How many bytes of images this host restores in a second, as far as that is known."""
+
     def check_pids(self, trees: tuple[Tree, ...]) -> tuple[str, ...]:
         """A sentence for every pid that is needed and taken, with the name of the process that has it."""
 

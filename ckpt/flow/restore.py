@@ -137,7 +137,7 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
                 outside_volumes(checkpoint.inodes, checkpoint.volumes),
                 _image_directories(checkpoint, operation),
             )
-        pids = _add_trees(call, checkpoint, session, operation, clock)
+        pids = _add_trees(call, checkpoint, session, operation, ports)
         operation.note_phase("restored")
         # Also after a verification: pipes and deleted files get new numbers at every restore.
         seen = () if call.inodes is InodePolicy.IGNORE else checkpoint.inodes
@@ -219,12 +219,13 @@ def _add_trees(
     checkpoint: Checkpoint,
     session: RestoreSession,
     operation: Operation,
-    clock: Clock,
+    ports: RestorePorts,
 ) -> tuple[Pid, ...]:
     """Restore and hold every tree; gives the roots' pids on this host in the order of the trees."""
     by_root: dict[Pid, Tree] = {tree.root: tree for tree in checkpoint.workload.trees}
     tasks = sum(len(tree.processes) for tree in checkpoint.workload.trees)
-    at = clock.read().later(restore_span(checkpoint.image_bytes, tasks))
+    pace = ports.restorer.pace()
+    at = ports.clock.read().later(restore_span(checkpoint.image_bytes, tasks, pace))
     pids = []
     for images in checkpoint.image_sets:
         tree = by_root[images.root]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from ckpt.errors import HostMismatch, OsRefused, RestoreFailed, WrongState
-from ckpt.host import cgroup_settings, cgroups, mounts, ptrace, resuming, signalling_timers, timerfds
+from ckpt.host import cgroup_settings, cgroups, mounts, pace, ptrace, resuming, signalling_timers, timerfds
 from ckpt.host.criu import engine
 from ckpt.host.criu.launch import Launcher
 from ckpt.host.criu.request import InheritFd, JoinNamespace, RestoreRequest
@@ -130,6 +130,7 @@ class CriuRestoreSession:
         """
         if not self._trees:
             self._start_view()
+        began = time.monotonic_ns()
         namespace = self._time_namespace(tree.time_offsets, resumption)
         strip_filters(Path(images))
         wall = resuming.wall_clock_times(Path(images), timers, resumption)
@@ -176,6 +177,7 @@ class CriuRestoreSession:
         self._held.append(held)
         # All tasks are there. CRIU ran in the workload's cgroup, and must not stand still with it.
         cgroups.add_process(_own_cgroup(self._cgroup), worker.pid)
+        pace.note_pace(self._operation, pace.size_of(images), Nanoseconds(time.monotonic_ns() - began))
         root = self._host_pid(held.pid)
         self._roots.append(root)
         self._trees.append(tree)

@@ -13,11 +13,12 @@ from typing import Final
 from ckpt.host import carried
 from ckpt.host.jobs import JobRegistry
 from ckpt.host.operations import JournaledOperation
+from ckpt.host.pace import read_pace
 from ckpt.host.process_table import stat_of, thread_group_of
 from ckpt.host.restore_session import CriuRestoreSession, Place
 from ckpt.model.checkpoint import CarriedFile
 from ckpt.model.workload import CgroupRecord, Tree
-from ckpt.units import SECOND, JobName, Nanoseconds, Pid
+from ckpt.units import SECOND, ByteCount, JobName, Nanoseconds, Pid
 
 ZOMBIE_PATIENCE: Final = Nanoseconds(5 * SECOND)
 """How long a killed task's pid is waited for: it is free only when its parent has reaped it (1.8 s was seen)."""
@@ -32,6 +33,10 @@ class CriuRestorer:
         """Use the CRIU at this path, and file what is restored in this registry."""
         self._criu = criu
         self._jobs = jobs
+
+    def pace(self) -> ByteCount:
+        """How many bytes of images this host restores in a second, by its last large restore."""
+        return read_pace(self._jobs.state)
 
     def check_pids(self, trees: tuple[Tree, ...]) -> tuple[str, ...]:
         """A sentence for every pid that is needed and taken, with the name of the process that has it.

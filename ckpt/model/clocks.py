@@ -13,7 +13,6 @@ from ckpt.units import MILLISECOND, SECOND, ByteCount, Nanoseconds, Pid
 
 _RESTORE_NS: Final = 150 * MILLISECOND
 _TASK_NS: Final = 15 * MILLISECOND
-_BYTES_PER_SECOND: Final = 700 << 20
 _SPAN_NS_MAX: Final = 60 * SECOND
 
 
@@ -163,13 +162,18 @@ def resume_clocks(policy: TimePolicy, saved: Clocks, offsets: TimeOffsets, at: C
     )
 
 
-def restore_span(image_bytes: ByteCount, tasks: int) -> Nanoseconds:
+def restore_span(image_bytes: ByteCount, tasks: int, pace: ByteCount) -> Nanoseconds:
     """How long from the choice of the clocks until the tasks can go on: rather a little too much.
 
     A time namespace cannot be set any more once a task is in it, and tasks are in it long before they can go on:
     so its clocks are set for an instant to come. What is over by then waits for it; what is not sees the rest pass.
+
+    Args:
+        image_bytes: The size of all images.
+        tasks: How many processes there are.
+        pace: How many bytes of images the host restores in a second.
     """
-    span_ns = _RESTORE_NS + tasks * _TASK_NS + image_bytes * SECOND // _BYTES_PER_SECOND
+    span_ns = _RESTORE_NS + tasks * _TASK_NS + image_bytes * SECOND // pace
     return Nanoseconds(min(span_ns, _SPAN_NS_MAX))
 
 

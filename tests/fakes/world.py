@@ -358,6 +358,9 @@ class FakeRestorer:
     def __init__(self, world: World) -> None:
         self.world = world
 
+    def pace(self) -> ByteCount:
+        return ByteCount(1 << 30)
+
     def check_pids(self, trees: tuple[Tree, ...]) -> tuple[str, ...]:
         self.world.step("check pids")
         return self.world.taken_pids

@@ -19,6 +19,7 @@ from harness.subjects import Program, Workload
 from harness.waiting import await_condition
 
 from ckpt.host import ptrace, signalling_timers, timer_list
+from ckpt.host.pace import DEFAULT
 from ckpt.host.posix_timers import ends_in, timers_of
 from ckpt.model.clocks import restore_span
 from ckpt.units import SECOND, ByteCount, Nanoseconds, Pid
@@ -133,7 +134,7 @@ def until_all_are_over(program: Program, dumped: dict[str, Any], restored: dict[
     )
     leaps = [line["leap"] for line in program.log.ticks() if "leap" in line]
     assert leaps, "the program did not see that it was away"
-    counted_on = restore_span(ByteCount(dumped["image_bytes"]), 1)
+    counted_on = restore_span(ByteCount(dumped["image_bytes"]), 1, DEFAULT)
     return Passage(
         waits=said(),
         leap=max(leaps, key=lambda leap: leap["realtime_ns"][1] - leap["realtime_ns"][0]),

@@ -17,6 +17,7 @@ from ckpt.model.clocks import (
 )
 from ckpt.units import SECOND, ByteCount, Nanoseconds
 
+PACE = ByteCount(1 << 30)
 SPENT = 7 * SECOND
 OFFSETS = TimeOffsets(monotonic_ns=Nanoseconds(-3 * SECOND), boottime_ns=Nanoseconds(9 * SECOND))
 LATER = replace(
@@ -78,7 +79,7 @@ def test_a_wall_clock_that_went_back_is_told_by_how_much() -> None:
 
 
 def test_more_to_restore_is_given_more_time() -> None:
-    small = restore_span(ByteCount(1 << 20), 1)
+    small = restore_span(ByteCount(1 << 20), 1, PACE)
     assert 0 < small < SECOND
-    assert restore_span(ByteCount(1 << 30), 1) > small
-    assert restore_span(ByteCount(1 << 20), 30) > small
+    assert restore_span(ByteCount(1 << 30), 1, PACE) > small
+    assert restore_span(ByteCount(1 << 20), 30, PACE) > small
