@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ckpt.host import timer_list
 from ckpt.units import MILLISECOND, Nanoseconds, Pid
@@ -76,19 +76,29 @@ NO_ENDS: Final = PosixEnds()
 
 def may_be_of_the_wall_clock(pids: Iterable[Pid]) -> bool:
     """Whether a process has a POSIX timer on a clock that can be set."""
-    return any(clock in WALL for pid in pids for _, clock in timers_of(pid))
+    return any(timer.clock in WALL for pid in pids for timer in timers_of(pid))
 
 
-def timers_of(pid: Pid) -> Iterator[tuple[int, int]]:
-    """The number and the clock of each POSIX timer of a process; none if it has ended."""
-    number = -1
+class PosixTimer(NamedTuple):
+    """A POSIX timer as /proc shows it; `signal` is 0 for one that gives none."""
+
+    number: int
+    clock: int
+    signal: int
+
+
+def timers_of(pid: Pid) -> Iterator[PosixTimer]:
+    """The POSIX timers of a process; none if it has ended."""
+    number = signal = 0
     with suppress(OSError), open(f"/proc/{pid}/timers", encoding="ascii", errors="replace") as stream:
         for line in stream:
             name, _, value = line.partition(":")
             if name == "ID":
                 number = int(value)
+            elif name == "signal":
+                signal = int(value.partition("/")[0])
             elif name == "ClockID":
-                yield number, int(value)
+                yield PosixTimer(number=number, clock=int(value), signal=signal)
 
 
 def ends_in(text: bytes, at_ns: Nanoseconds) -> PosixEnds:

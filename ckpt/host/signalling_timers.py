@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -56,11 +56,10 @@ def put_off(tracee: Tracee, by_ns: Nanoseconds, times: Times = _NO_TIMES) -> Non
         if later := _later(tracee.read(place, _SPEC.size), by_ns, _MICROSECONDS):
             tracee.write(place, later)
             tracee.call(_SETITIMER, _ITIMER_REAL, place, 0)
-        pending = _pending_signals(tracee.pid)
-        signals = _signals_of(tracee.pid)
-        for number, clock in timers_of(tracee.pid):
+        pending = _pending_signals(tracee)
+        for number, clock, signal in timers_of(tracee.pid):
             # A signal that waits is dropped by the kernel when its timer is set anew (since Linux 6.13).
-            if clock < 0 or clock in _CPU_CLOCKS or pending >> (signals.get(number, 1) - 1) & 1:
+            if clock < 0 or clock in _CPU_CLOCKS or pending << 1 >> signal & 1:
                 continue
             if number in times:
                 _set_to_time(tracee, place, number, times[number])
@@ -71,29 +70,14 @@ def put_off(tracee: Tracee, by_ns: Nanoseconds, times: Times = _NO_TIMES) -> Non
                 tracee.call(_TIMER_SETTIME, number, 0, place, 0)
 
 
-def _pending_signals(pid: int) -> int:
-    """The signals that wait for the process or its first thread, as bits from 0 for signal 1."""
-    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as stream:
-        return _bits(line.split()[1] for line in stream if line.startswith(("SigPnd:", "ShdPnd:")))
-
-
-def _bits(masks: Iterable[str]) -> int:
+def _pending_signals(tracee: Tracee) -> int:
+    """The signals that wait for the process or for one of its threads, as bits from 0 for signal 1."""
     found = 0
-    for mask in masks:
-        found |= int(mask, 16)
-    return found
-
-
-def _signals_of(pid: int) -> dict[int, int]:
-    """The signal of each POSIX timer, by their numbers."""
-    found: dict[int, int] = {}
-    number = -1
-    with open(f"/proc/{pid}/timers", encoding="ascii", errors="replace") as stream:
-        for line in stream:
-            if line.startswith("ID:"):
-                number = int(line.split()[1])
-            elif line.startswith("signal:"):
-                found[number] = max(1, int(line.split()[1].partition("/")[0]))
+    for thread in tracee.threads:
+        with open(f"/proc/{tracee.pid}/task/{thread}/status", encoding="ascii", errors="replace") as stream:
+            for line in stream:
+                if line.startswith(("SigPnd:", "ShdPnd:")):
+                    found |= int(line.split()[1], 16)
     return found
 
 

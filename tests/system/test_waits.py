@@ -195,7 +195,9 @@ def test_the_timers_of_a_held_process_are_put_off_and_those_of_the_wall_clock_se
     try:
         program.await_ready()
         before = ends_in(timer_list.read(), Nanoseconds(0))
-        number = next(number for number, clock in timers_of(Pid(process.pid)) if clock == time.CLOCK_REALTIME)
+        number = next(
+            timer.number for timer in timers_of(Pid(process.pid)) if timer.clock == time.CLOCK_REALTIME
+        )
         due_ns = Nanoseconds(time.clock_gettime_ns(time.CLOCK_REALTIME) + 3600 * SECOND)
         [tracee] = ptrace.seize([Pid(process.pid)], lambda: None)
         signalling_timers.put_off(tracee, Nanoseconds(5 * SECOND), {number: due_ns})
