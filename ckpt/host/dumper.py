@@ -120,7 +120,7 @@ class CriuDumper:
     def set_instant(self, images: str, view: object, monotonic: Nanoseconds, boottime: Nanoseconds) -> None:
         """Write the freeze's instant into the image set, and let its timers be as they were then."""
         instant = ClockTarget(monotonic_ns=monotonic, boottime_ns=boottime)
-        rewind_timers(Path(images), instant, _ends(view))
+        rewind_timers(Path(images), instant, as_host_view(view).clocks.realtime_ns, _ends(view))
         write_instant(Path(images), instant)
 
     def timers(self, images: str, view: object) -> tuple[PendingTimer, ...]:

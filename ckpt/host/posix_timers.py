@@ -80,25 +80,22 @@ def may_be_of_the_wall_clock(pids: Iterable[Pid]) -> bool:
 
 
 class PosixTimer(NamedTuple):
-    """A POSIX timer as /proc shows it; `signal` is 0 for one that gives none."""
+    """A POSIX timer as /proc shows it."""
 
     number: int
     clock: int
-    signal: int
 
 
 def timers_of(pid: Pid) -> Iterator[PosixTimer]:
     """The POSIX timers of a process; none if it has ended."""
-    number = signal = 0
+    number = 0
     with suppress(OSError), open(f"/proc/{pid}/timers", encoding="ascii", errors="replace") as stream:
         for line in stream:
             name, _, value = line.partition(":")
             if name == "ID":
                 number = int(value)
-            elif name == "signal":
-                signal = int(value.partition("/")[0])
             elif name == "ClockID":
-                yield PosixTimer(number=number, clock=int(value), signal=signal)
+                yield PosixTimer(number=number, clock=int(value))
 
 
 def ends_in(text: bytes, at_ns: Nanoseconds) -> PosixEnds:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from ckpt.host.process_table import stat_of
-from ckpt.host.ptrace_requests import O_SUSPEND_SECCOMP, supported
+from ckpt.host.ptrace_requests import O_SUSPEND_SECCOMP, supported, waiting_signals
 from ckpt.host.traced_thread import CALL_TIMEOUT_S, MINUS_ONE, OPTIONS, STOP_TIMEOUT_S, TracedThread, refused
 from ckpt.units import Pid
 
@@ -98,6 +98,13 @@ class Tracee:
     def seccomp_filters(self) -> tuple[bytes, ...]:
         """Its seccomp filters as struct sock_filter[], the newest first; of its first thread. Raises OSError."""
         return next(iter(self._threads.values())).seccomp_filters()
+
+    def waiting_signals(self) -> Iterator[bytes]:
+        """The siginfo_t of every signal that waits for the process or for one of its threads. Raises OSError."""
+        for place, thread in enumerate(self._threads):
+            if place == 0:
+                yield from waiting_signals(thread, shared=True)
+            yield from waiting_signals(thread, shared=False)
 
     def detach(self) -> None:
         """Let all threads run on where they were; what has died meanwhile is no error, nor is a second call."""

@@ -10,12 +10,18 @@ import ctypes
 import os
 import platform
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 CONT, DETACH, SYSCALL = 7, 17, 24
 SETOPTIONS, GETREGSET, SETREGSET, SEIZE, INTERRUPT = 0x4200, 0x4204, 0x4205, 0x4206, 0x4207
-GETSIGMASK, SETSIGMASK, SECCOMP_GET_FILTER, GET_RSEQ_CONFIGURATION = 0x420A, 0x420B, 0x420C, 0x420F
+PEEKSIGINFO, GETSIGMASK, SETSIGMASK, SECCOMP_GET_FILTER, GET_RSEQ_CONFIGURATION = (
+    0x4209,
+    0x420A,
+    0x420B,
+    0x420C,
+    0x420F,
+)
 O_TRACESYSGOOD, O_EXITKILL, O_SUSPEND_SECCOMP = 0x1, 0x100000, 0x200000
 EVENT_STOP: Final = 128
 
@@ -26,6 +32,10 @@ ARGUMENTS: Final = (14, 13, 12, 7, 9, 8)
 
 _REGISTERS: Final = struct.Struct("<27Q")
 _NT_PRSTATUS: Final = 1
+_PEEK: Final = struct.Struct("<QIi")
+_PEEK_SHARED: Final = 1
+_SIGINFO_BYTES: Final = 128
+_PEEKED: Final = 32
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -55,6 +65,20 @@ def request_bytes(number: int, tid: int, content: bytes, address: int | None = N
     buffer = ctypes.create_string_buffer(content, len(content))
     request(number, tid, len(content) if address is None else address, ctypes.addressof(buffer))
     return buffer.raw
+
+
+def waiting_signals(tid: int, *, shared: bool) -> Iterator[bytes]:
+    """The siginfo_t of every signal that waits for a thread itself, or for its process."""
+    found = 0
+    while True:
+        buffer = ctypes.create_string_buffer(_PEEKED * _SIGINFO_BYTES)
+        arguments = ctypes.create_string_buffer(_PEEK.pack(found, _PEEK_SHARED * shared, _PEEKED), _PEEK.size)
+        count = request(PEEKSIGINFO, tid, ctypes.addressof(arguments), ctypes.addressof(buffer))
+        for place in range(count):
+            yield buffer.raw[place * _SIGINFO_BYTES :][:_SIGINFO_BYTES]
+        found += count
+        if not count:
+            return
 
 
 def get_registers(tid: int) -> tuple[int, ...]:

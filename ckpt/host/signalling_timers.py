@@ -6,7 +6,7 @@ them itself, under ptrace.
 
 Rules: timers that count the CPU's time stand still with the process, and are left alone. So is a POSIX timer whose
 signal waits already: to set it would take the signal back.
-Source: setitimer(2), timer_settime(2).
+Source: setitimer(2), timer_settime(2), sigaction(2) (siginfo_t), PTRACE_PEEKSIGINFO in ptrace(2).
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ _ITIMER_REAL: Final = 0
 _ABSTIME: Final = 1
 _MICROSECONDS: Final = 1_000_000
 _SPEC: Final = struct.Struct("=4q")
+_SIGINFO: Final = struct.Struct("=i4xi4xi")
+"""si_signo, si_code, and si_timerid."""
+
+_SI_TIMER: Final = -2
 _CPU_CLOCKS: Final = frozenset((2, 3))
 
 Times = Mapping[int, Nanoseconds]
@@ -56,10 +60,10 @@ def put_off(tracee: Tracee, by_ns: Nanoseconds, times: Times = _NO_TIMES) -> Non
         if later := _later(tracee.read(place, _SPEC.size), by_ns, _MICROSECONDS):
             tracee.write(place, later)
             tracee.call(_SETITIMER, _ITIMER_REAL, place, 0)
-        pending = _pending_signals(tracee)
-        for number, clock, signal in timers_of(tracee.pid):
+        pending = _signalled(tracee)
+        for number, clock in timers_of(tracee.pid):
             # A signal that waits is dropped by the kernel when its timer is set anew (since Linux 6.13).
-            if clock < 0 or clock in _CPU_CLOCKS or pending << 1 >> signal & 1:
+            if clock < 0 or clock in _CPU_CLOCKS or number in pending:
                 continue
             if number in times:
                 _set_to_time(tracee, place, number, times[number])
@@ -70,14 +74,13 @@ def put_off(tracee: Tracee, by_ns: Nanoseconds, times: Times = _NO_TIMES) -> Non
                 tracee.call(_TIMER_SETTIME, number, 0, place, 0)
 
 
-def _pending_signals(tracee: Tracee) -> int:
-    """The signals that wait for the process or for one of its threads, as bits from 0 for signal 1."""
-    found = 0
-    for thread in tracee.threads:
-        with open(f"/proc/{tracee.pid}/task/{thread}/status", encoding="ascii", errors="replace") as stream:
-            for line in stream:
-                if line.startswith(("SigPnd:", "ShdPnd:")):
-                    found |= int(line.split()[1], 16)
+def _signalled(tracee: Tracee) -> set[int]:
+    """The POSIX timers whose signals wait."""
+    found: set[int] = set()
+    for siginfo in tracee.waiting_signals():
+        _, code, number = _SIGINFO.unpack_from(siginfo)
+        if code == _SI_TIMER:
+            found.add(number)
     return found
 
 

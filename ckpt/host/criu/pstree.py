@@ -1,7 +1,7 @@
 """The tasks of an image set, and which namespaces are their own.
 
 Source: images/pstree.proto, images/inventory.proto, images/core.proto; criu/image.c (prepare_inventory:
-`root_ids` are the ids of CRIU itself), criu/namespaces.c (an equal id is the same namespace).
+`root_ids` are the ids of CRIU itself), criu/namespaces.c (an equal id is the same namespace), criu/pstree.c (dump_pstree).
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def read_tasks(images: Path) -> tuple[ImageTask, ...]:
             parent=Pid(entry.ppid),
             group=Pid(entry.pgid),
             session=Pid(entry.sid),
-            threads=tuple(Pid(thread) for thread in entry.threads),
+            # CRIU never sets the number of a zombie's one thread: what is written there is what lay in its memory.
+            threads=tuple(Pid(thread) for thread in entry.threads)
+            if len(entry.threads) > 1
+            else (Pid(entry.pid),),
         )
         for entry in entries
     )

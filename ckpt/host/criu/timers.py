@@ -128,15 +128,18 @@ def wall_timers(images: Path, timers: Iterable[PendingTimer]) -> dict[Pid, dict[
     return found
 
 
-def rewind_timers(images: Path, frozen: ClockTarget, ends: PosixEnds = NO_ENDS) -> int:
+def rewind_timers(
+    images: Path, frozen: ClockTarget, frozen_at: Nanoseconds, ends: PosixEnds = NO_ENDS
+) -> int:
     """Let what remains of each timer be what remained at the freeze; the number of timers that were changed.
 
     CRIU reads the timers of a task when it comes to it, and that can be seconds after the freeze. When that was
-    is told by the files that it wrote then, compared with the clocks that it wrote into the set at the end.
+    is told by the files that it wrote next: a timer may fire late, never early.
 
     Args:
         images: The set as CRIU left it, with its own instant still in it.
         frozen: What the clocks of the tasks read at the freeze.
+        frozen_at: What CLOCK_REALTIME read then.
         ends: What remained of the POSIX timers on this machine: those of the wall clock are found by it, and set
             to the nanosecond.
 
@@ -145,7 +148,8 @@ def rewind_timers(images: Path, frozen: ClockTarget, ends: PosixEnds = NO_ENDS) 
     """
     ended = read_instant(images)
     longest_ns = max(0, ended.monotonic_ns - frozen.monotonic_ns)
-    frozen_at_ns = _modified_ns(instant_path(images)) - longest_ns
+    # By CRIU's own instant as well: the wall clock may have been set back since the freeze.
+    frozen_at_ns = min(frozen_at, _modified_ns(instant_path(images)) - longest_ns)
 
     # The times of files go on by ticks: rather a tick too late than too early.
     tick_ns = int(time.clock_getres(_COARSE) * _SECOND)
@@ -155,12 +159,10 @@ def rewind_timers(images: Path, frozen: ClockTarget, ends: PosixEnds = NO_ENDS) 
 
     changed = 0
     for task in read_tasks(images):
-        # They are read right after the memory; core-PID.img is written when all threads are done.
-        pages = images / f"pagemap-{task.pid}.img"
-        if pages.is_file():  # a zombie has none
-            changed += _change_core(
-                images / f"core-{task.pid}.img", partial(_rewind, since_freeze_ns(pages), ends)
-            )
+        # The threads' images are written right after the timers were read, the leader's last of all.
+        cores = [images / f"core-{thread}.img" for thread in {task.pid, *task.threads}]
+        since_ns = min(since_freeze_ns(core) for core in cores)
+        changed += _change_core(images / f"core-{task.pid}.img", partial(_rewind, since_ns, ends))
     timers = armed_entries(images)
     late: dict[int, int] = {}
     for pid, _, file in descriptors(images, timers.keys()):

@@ -113,6 +113,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert (task.pid, task.parent, task.threads) == (7, 0, (7, 8))
 
 
+def test_a_zombie_has_its_own_thread_whatever_criu_wrote_for_it(tmp_path: Path) -> None:
+    # CRIU 4.2.1 writes memory that it never set.
+    zombie = image.pstree_entry(pid=9, ppid=7, pgid=7, sid=7, threads=[2480639056])
+    write_entries(tmp_path / "pstree.img", "PSTREE", [zombie])
+    (task,) = read_tasks(tmp_path)
+    assert task.threads == (9,)
+
+
 def test_an_inventory_has_one_magic_and_the_others_two(tmp_path: Path) -> None:
     make_inventory(tmp_path)
     make_pstree(tmp_path)
