@@ -16,6 +16,8 @@
     │   ├── CannotCheckpoint 30 (NotNow), HostMismatch 31, FilesChanged 32
     ├── StoreError        40-49
     │   ├── StoreUnusable 40 (WrongKey), ObjectMissing 41, ObjectCorrupt 42, FormatUnknown 43, Untrusted 44
+    ├── RemoteError       50-59  the other host, or the way to it
+    │   ├── Unreachable 51 (LoginRefused), HostKeyRefused 52, PeerFailed 53, NoCommonProtocol 54
     ├── ConflictError     60-69
     │   ├── Locked 61, WrongState 62, NoSuchTarget 63
     ├── UndoError           90   an operator must look
@@ -407,6 +409,59 @@ class Untrusted(StoreError):
     checkpoint: str
     reason: str
     remedy: str = ""
+
+
+# ----------------------------------------------------------------------------- 50-59: the other host
+
+
+class RemoteError(CkptError):
+    """The other host, or the way to it, is not as it must be; nothing was done there."""
+
+    slug = "remote"
+    exit_code = 50
+    hint = "{remedy}"
+    host: str
+    reason: str
+    remedy: str = ""
+
+
+class Unreachable(RemoteError):
+    """No connection to the other host."""
+
+    slug = "unreachable"
+    exit_code = 51
+    sentence = "{host} cannot be reached: {reason}."
+
+
+class LoginRefused(Unreachable):
+    """The other host answers, and lets nobody in with what was shown."""
+
+    slug = "login-refused"
+    sentence = "{host} refused the login: {reason}."
+
+
+class HostKeyRefused(RemoteError):
+    """The other host does not prove that it is the one that is meant; nothing was sent to it."""
+
+    slug = "host-key"
+    exit_code = 52
+    sentence = "{host} is not trusted: {reason}."
+
+
+class PeerFailed(RemoteError):
+    """The ckpt on the other host did not start, did not answer, or answered nonsense."""
+
+    slug = "peer-failed"
+    exit_code = 53
+    sentence = "The ckpt on {host} failed: {reason}."
+
+
+class NoCommonProtocol(RemoteError):
+    """The two ckpts speak no common version of their protocol."""
+
+    slug = "no-common-protocol"
+    exit_code = 54
+    sentence = "This ckpt and that on {host} do not understand each other: {reason}."
 
 
 # ---------------------------------------------------------------------------------- 60-69: conflicts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ckpt.host.criu.by_hand import count_pages_as_before, restore_commands, stat
 from ckpt.host.criu.foreign import describe, image_names
 from ckpt.host.resuming import mend_for_criu
 from ckpt.model.checkpoint import Checkpoint
+from ckpt.model.progress import UNWATCHED, Progress
 from ckpt.model.reports import TransferReport
 from ckpt.store.archive import ArchiveReader, export_archive, import_archive
 from ckpt.store.archive_criu import export_criu, image_directories
@@ -53,6 +55,8 @@ def export(store: Store, checkpoint: CheckpointId, file: str, form: str) -> Expo
         StoreError: the checkpoint is not whole.
     """
     stored = store.load(checkpoint).checkpoint
+    kept = stored.image_sets[0].files if form == "podman" else stored.files
+    store.progress.expect(sum(file.size_bytes for file in kept))
     figures = {
         images.root: stats_dump(images.statistics)
         for images in stored.image_sets
@@ -94,7 +98,9 @@ def export(store: Store, checkpoint: CheckpointId, file: str, form: str) -> Expo
     )
 
 
-def take_archive(place: str, file: str, *, unsigned: bool) -> tuple[TransferReport, Store]:
+def take_archive(
+    place: str, file: str, *, unsigned: bool, progress: Progress = UNWATCHED
+) -> tuple[TransferReport, Store]:
     """Take an archive of ckpt's into the store at `place`; gives the opened store too.
 
     Raises:
@@ -105,13 +111,19 @@ def take_archive(place: str, file: str, *, unsigned: bool) -> tuple[TransferRepo
     """
     with reading(file) as read:
         archive = ArchiveReader(read, "from the standard input" if file == STANDARD else file)
-        opened = _Opened(place)
+        progress.expect(sum(each.size_bytes for each in archive.checkpoint.files))
+        opened = _Opened(place, progress)
         report = import_archive(archive, opened.open, _vouched if unsigned else _judge(file))
     return report, opened.store
 
 
 def take_images(
-    place: str, directory: str, *, job: JobName | None, unsigned: bool
+    place: str,
+    directory: str,
+    *,
+    job: JobName | None,
+    unsigned: bool,
+    progress: Progress = UNWATCHED,
 ) -> tuple[TransferReport, Store]:
     """Take a directory of CRIU's images into the store at `place`; gives the opened store too.
 
@@ -130,7 +142,16 @@ def take_images(
     foreign = describe(folder, job=job, message=f"imported from {folder}")
     checkpoint = foreign.checkpoint
     store = wiring.open_store(place)
+    store.progress = progress
     with store.writer() as writer:
+        with suppress(OSError):  # the writer will say what is wrong
+            progress.expect(
+                sum(
+                    os.stat(images / name).st_size
+                    for images in foreign.directories
+                    for name in image_names(images)
+                )
+            )
         sets = []
         for images, images_folder in zip(checkpoint.image_sets, foreign.directories, strict=True):
             addresses = page_addresses(images_folder)
@@ -183,13 +204,15 @@ class _Counted:
 class _Opened:
     """A store that is opened, and made if it is missing, only when something comes into it."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, progress: Progress) -> None:
         self._place = place
+        self._progress = progress
         self.store: Store
 
     def open(self) -> Store:
         """Open it."""
         self.store = wiring.open_store(self._place)
+        self.store.progress = self._progress
         return self.store
 
 

@@ -32,6 +32,7 @@ class Call:
 
     store: str = DEFAULT_STORE
     json: bool = False
+    json_progress: bool = False
     verbosity: Verbosity = Verbosity.NORMAL
     key_file: str | None = None
     key_command: str | None = None
@@ -54,6 +55,7 @@ class Call:
         """Where this call's result, warnings and notes go."""
         return Output(
             json=self.json,
+            json_progress=self.json_progress,
             quiet=self.verbosity is Verbosity.QUIET,
             verbose=self.verbosity is Verbosity.VERBOSE,
         )
@@ -94,6 +96,13 @@ def options_of_ckpt() -> list[click.Parameter]:
             help="Print one JSON document.",
         ),
         click.Option(
+            ["--json-progress"],
+            is_flag=True,
+            expose_value=False,
+            hidden=True,
+            callback=_set_json_progress,
+        ),
+        click.Option(
             ["-v", "--verbose"], is_flag=True, expose_value=False, hidden=True, callback=_set_verbose
         ),
         click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, hidden=True, callback=_set_quiet),
@@ -107,6 +116,12 @@ def _set_json(context: click.Context, _parameter: click.Parameter, value: bool) 
     call = context.find_object(Call)
     if value and call is not None:
         call.json = True
+
+
+def _set_json_progress(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001
+    call = context.find_object(Call)
+    if value and call is not None:
+        call.json_progress = True
 
 
 def _set_verbose(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001

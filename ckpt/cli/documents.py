@@ -14,6 +14,7 @@ from typing import Any
 
 from ckpt.errors import CkptError
 from ckpt.model.checkpoint import Checkpoint, ImageSet
+from ckpt.model.findings import Finding, blockers
 from ckpt.model.reports import (
     DumpReport,
     RestoreReport,
@@ -84,6 +85,7 @@ def show_document(stored: StoredCheckpoint) -> dict[str, Any]:
         "host": plain(checkpoint.host),
         "clocks": plain(checkpoint.clocks),
         "timers": plain(checkpoint.timers),
+        "settings": plain(checkpoint.settings),
         "options": plain(checkpoint.options),
         "target": workload.kind.value,
         "cgroup": workload.cgroup,
@@ -117,6 +119,11 @@ def show_document(stored: StoredCheckpoint) -> dict[str, Any]:
             for volume in checkpoint.volumes
         ],
     }
+
+
+def check_document(findings: tuple[Finding, ...]) -> dict[str, Any]:
+    """What `ckpt check` answers."""
+    return {"ok": not blockers(findings), "findings": [plain(finding) for finding in findings]}
 
 
 def verify_document(report: VerifyReport) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import click
 from ckpt.cli import wiring
 from ckpt.cli.call import Call, make_command
 from ckpt.cli.documents import dump_document
+from ckpt.cli.dump_options import dump_options, dump_parameters
 from ckpt.cli.parameters import (
     duration_above_zero,
     job_name,
-    size,
     tag_name,
     target_parameters,
     target_ref,
@@ -20,17 +20,9 @@ from ckpt.cli.parameters import (
 from ckpt.cli.progress import telling
 from ckpt.flow.dump import DumpCall
 from ckpt.flow.dump import dump as take_checkpoint
-from ckpt.host.criu.request import GHOST_LIMIT_MAX
-from ckpt.model.checkpoint import Checkpoint, DumpOptions
+from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.reports import DumpReport
-from ckpt.units import ByteCount, human_bytes, milliseconds
-
-
-def _ghost_limit(text: str) -> ByteCount:
-    limit = size(text)
-    if limit > GHOST_LIMIT_MAX:
-        raise click.BadParameter(f"{text!r} is more than {GHOST_LIMIT_MAX} bytes, which is CRIU's limit.")
-    return limit
+from ckpt.units import human_bytes, milliseconds
 
 
 @make_command("dump", example="ckpt dump web --tag before-upgrade")
@@ -50,19 +42,8 @@ def _ghost_limit(text: str) -> ByteCount:
     metavar="PATH",
     help="Keep this file, or all regular files in this directory, as they are at the freeze; may be repeated.",
 )
-@click.option("--tcp-established", is_flag=True, help="Keep open TCP connections.")
-@click.option(
-    "--shell-job", is_flag=True, help="Allow a session, or a terminal, that begins outside the tree."
-)
-@click.option("--external-unix", is_flag=True, help="Allow datagram unix sockets with a peer outside.")
-@click.option(
-    "--ghost-limit",
-    type=_ghost_limit,
-    default="64M",
-    show_default=True,
-    metavar="SIZE",
-    help="Save deleted files that are still open up to this size each.",
-)
+@dump_parameters
+@click.option("--force", is_flag=True, help="Try it although 'ckpt check' says that it will fail.")
 @click.option(
     "--freeze-timeout",
     type=duration_above_zero,
@@ -84,14 +65,10 @@ def command(call: Call, /, **given: Any) -> None:
         tags=tuple(dict.fromkeys(given["tag_names"])),
         message=given["message"],
         stop=given["stop"],
-        options=DumpOptions(
-            tcp_established=given["tcp_established"],
-            shell_job=given["shell_job"],
-            external_unix=given["external_unix"],
-            ghost_limit_bytes=given["ghost_limit"],
-        ),
+        options=dump_options(given),
         freeze_timeout=given["freeze_timeout"],
         with_files=tuple(given["with_files"]),
+        force=given["force"],
     )
     output = call.output
     with telling(output) as announce:

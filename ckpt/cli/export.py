@@ -14,12 +14,16 @@ from ckpt.cli import wiring
 from ckpt.cli.call import Call, make_command, usage
 from ckpt.cli.failures import tell
 from ckpt.cli.main import READER_GONE
+from ckpt.cli.output import on_one_line
 from ckpt.cli.parameters import ref_argument
 from ckpt.cli.progress import telling
 from ckpt.errors import CkptError
 from ckpt.units import human_bytes
 
 STANDARD = "-"
+
+THREADS_MAX = 20
+"""How many threads are named."""
 
 
 @make_command("export", example="ckpt export web@latest web.ckpt")
@@ -28,18 +32,31 @@ STANDARD = "-"
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["tar", "criu", "podman"]),
+    type=click.Choice(["tar", "criu", "podman", "core"]),
     default="tar",
     show_default=True,
-    help="tar: all of it, for 'ckpt import'. criu: a directory for 'criu restore'. podman: for checkpointctl.",
+    help="tar: all of it, for 'ckpt import'. criu: a directory for 'criu restore'. podman: for checkpointctl. "
+    "core: the memory and threads of one process, for gdb.",
+)
+@click.option(
+    "--pid",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --format core: which process, as the host called it.",
 )
 @click.pass_obj
-def command(call: Call, ref: str, file: str, form: str) -> int:
+def command(call: Call, ref: str, file: str, form: str, pid: int | None) -> int:
     """Write the checkpoint REF to FILE, for another store or another tool; "-" is the standard output.
 
     A file that is there is replaced when the new one is whole. With --format criu, FILE is a new or empty
     directory, and what is told at the end are the commands that restore from it.
     """
+    if form == "core":
+        if file == STANDARD:
+            raise usage("A core file has holes: name a file instead of '-'.")
+        return _export_core(call, ref, file, pid)
+    if pid is not None:
+        raise usage("--pid needs --format core.")
     if file != STANDARD:
         return _export(call, ref, file, form)
     if form == "criu":
@@ -58,6 +75,38 @@ def command(call: Call, ref: str, file: str, form: str) -> int:
             return tell(error, json=call.json)
 
 
+def _export_core(call: Call, ref: str, file: str, pid: int | None) -> int:
+    from ckpt.cli.core_files import export_core  # noqa: PLC0415 - with it comes all that reads images
+
+    output = call.output
+    store = wiring.open_store(call.store, create=False)
+    checkpoint = store.resolve(ref)
+    with telling(output) as announce:
+        announce("writing the core file")
+        store.progress = announce
+        core = export_core(store, checkpoint, file, pid)
+    taken = os.stat(file).st_blocks * 512
+    document = {
+        "id": checkpoint,
+        "format": "core",
+        "file": file,
+        "pid": core.pid,
+        "threads": [{"tid": tid, "name": name} for tid, name in core.threads],
+        "core_bytes": core.size_bytes,
+        "disk_bytes": taken,
+    }
+    named = ", ".join(f"{tid} {on_one_line(name)}" for tid, name in core.threads[:THREADS_MAX])
+    more = len(core.threads) - THREADS_MAX
+    text = (
+        f"process {core.pid} of {checkpoint[:12]} is now in {file}\n"
+        f"  {human_bytes(core.size_bytes)}, on disk {human_bytes(taken)}\n"
+        f"  threads: {named}{f' and {more} more' if more > 0 else ''}\n"
+        f"gdb PROGRAM {shlex.quote(file)} opens it"
+    )
+    output.result(document, text, brief="")
+    return 0
+
+
 def _export(call: Call, ref: str, file: str, form: str) -> int:
     from ckpt.cli import archives  # noqa: PLC0415 - with it comes all that knows formats
 
@@ -66,6 +115,7 @@ def _export(call: Call, ref: str, file: str, form: str) -> int:
     checkpoint = store.resolve(ref)
     with telling(output) as announce:
         announce("writing the archive" if form != "criu" else "writing the images")
+        store.progress = announce
         exported = archives.export(store, checkpoint, file, form)
     for warning in exported.warnings:
         output.warn(warning)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
+from ckpt import VERSION
 from ckpt.cli.call import DEFAULT_STORE, Call, Verbosity
 from ckpt.cli.lazy import LazyGroup
 
@@ -21,10 +22,14 @@ COMMANDS: Final = {
     "wait": ("ckpt.cli.wait", "Wait until a job ends, and exit with its code."),
     "logs": ("ckpt.cli.logs", "Print what a job wrote to its standard output and error."),
     "rm-job": ("ckpt.cli.rm_job", "Forget a job that has ended; its checkpoints stay."),
+    "check": ("ckpt.cli.check", "Say beforehand what would make a dump or a restore fail."),
     "dump": ("ckpt.cli.dump", "Take a checkpoint of a process tree, a cgroup or a job."),
     "restore": ("ckpt.cli.restore", "Bring a checkpoint back to life."),
     "list": ("ckpt.cli.list", "List the checkpoints in the store."),
     "show": ("ckpt.cli.show", "Show what is in a checkpoint."),
+    "memory": ("ckpt.cli.memory", "Look into the memory of a checkpoint."),
+    "diff": ("ckpt.cli.diff", "Show what changed between two checkpoints."),
+    "report": ("ckpt.cli.report", "Draw checkpoints as a page of HTML."),
     "verify": ("ckpt.cli.verify", "Read checkpoints whole and check every byte."),
     "tag": ("ckpt.cli.tag", "Give a checkpoint a name of its own."),
     "rm": ("ckpt.cli.rm", "Remove checkpoints and free their space."),
@@ -38,6 +43,7 @@ COMMANDS: Final = {
     "store": ("ckpt.cli.store", "Make a store, see what it takes, change its settings and its key."),
     "doctor": ("ckpt.cli.doctor", "Say what this host can do, and what is missing."),
     "recover": ("ckpt.cli.recover", "After a crash: thaw, and undo what was under way."),
+    "agent": ("ckpt.cli.agent", "Answer another host's ckpt; started over SSH, not for people."),
     "completion": ("ckpt.cli.completion", "Print the shell's completion script."),
 }
 """From a command's name to its module, which has the command as `command`, and to its line in the help."""
@@ -51,7 +57,7 @@ _EXAMPLE: Final = "ckpt run --detach --name web -- ./server\nckpt dump web --sto
     example=_EXAMPLE,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="ckpt", prog_name="ckpt", message="%(prog)s %(version)s")
+@click.version_option(VERSION, prog_name="ckpt", message="%(prog)s %(version)s")
 @click.option(
     "--store",
     metavar="PATH|URL",
@@ -76,6 +82,7 @@ _EXAMPLE: Final = "ckpt run --detach --name web -- ./server\nckpt dump web --sto
     help="A command for the shell that prints that secret.",
 )
 @click.option("--json", is_flag=True, help="Print one JSON document.")
+@click.option("--json-progress", is_flag=True, help="Tell each phase on stderr, as one JSON document a line.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell each phase on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="No warnings, no progress.")
 @click.pass_context
@@ -91,6 +98,7 @@ def ckpt(context: click.Context, /, store: str, **flags: Any) -> None:
     )
     call = context.ensure_object(Call)
     call.store, call.json, call.verbosity = store, flags["json"], chosen
+    call.json_progress = flags["json_progress"]
     call.key_file, call.key_command = flags["key_file"], flags["key_command"]
     for name in ("key_file", "key_command"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:

@@ -43,10 +43,12 @@ def command(call: Call, file: str, *, unsigned: bool, job: JobName | None, tags:
     with telling(output) as announce:
         if is_directory:
             announce("storing the images")
-            report, store = archives.take_images(call.store, file, job=job, unsigned=unsigned)
+            report, store = archives.take_images(
+                call.store, file, job=job, unsigned=unsigned, progress=announce
+            )
         else:
             announce("reading the archive")
-            report, store = archives.take_archive(call.store, file, unsigned=unsigned)
+            report, store = archives.take_archive(call.store, file, unsigned=unsigned, progress=announce)
         for tag in dict.fromkeys(tags):
             store.tag(report.id, tag)
     output.result(transfer_document(report), transfer_text(report, store.place), brief=report.id)

@@ -26,6 +26,7 @@ class Output:
     json: bool
     quiet: bool = False
     verbose: bool = False
+    json_progress: bool = False
 
     def result(self, document: Mapping[str, Any], text: str, *, brief: str | None = None) -> None:
         """Print the result: the document, or for people the text; with -q the brief form, if there is one."""
@@ -36,18 +37,31 @@ class Output:
 
     def warn(self, sentence: str) -> None:
         """Tell on stderr what the user should know, unless -q."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self.json_progress:
+            print_event({"event": "warning", "message": sentence})
+        else:
             click.echo(f"{paint('ckpt: warning:', 'yellow', sys.stderr)} {sentence}", err=True)
 
     def note(self, sentence: str) -> None:
         """Tell on stderr what only -v asks for."""
-        if self.verbose:
+        if not self.verbose:
+            return
+        if self.json_progress:
+            print_event({"event": "note", "message": sentence})
+        else:
             click.echo(f"ckpt: {sentence}", err=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print the document on stdout. What is not UTF-8 (a path) is written with escapes, so it can be read."""
     click.echo(json.dumps(document, indent=2 if wants_colour(sys.stdout) else None))
+
+
+def print_event(document: Mapping[str, Any]) -> None:
+    """Print the document on stderr, as one line, at once."""
+    click.echo(json.dumps(document), err=True)
 
 
 def print_text(text: str) -> None:
@@ -61,9 +75,12 @@ def print_text(text: str) -> None:
 
 def wants_colour(stream: TextIO) -> bool:
     """Whether the stream is a terminal that shows colours, and the user wants them."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return False
-    return stream.isatty()
+    return not os.environ.get("NO_COLOR") and shows_bars(stream)
+
+
+def shows_bars(stream: TextIO) -> bool:
+    """Whether the stream is a terminal on which a line can be drawn anew."""
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
 def paint(text: str, colour: str, stream: TextIO) -> str:

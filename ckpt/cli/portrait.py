@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from datetime import timedelta
 from typing import Final
 
+from ckpt.cli.contents_summary import descriptors_summary, memory_summary, sockets_summary
+from ckpt.cli.contents_text import clocks_text, span
 from ckpt.cli.documents import rfc3339
 from ckpt.cli.output import columns, on_one_line
 from ckpt.model.checkpoint import Checkpoint
+from ckpt.model.contents import TreeContents
 from ckpt.model.inodes import InodeRecord, Role, RoleKind
 from ckpt.model.reports import StoredCheckpoint
 from ckpt.model.workload import Process, Tree
-from ckpt.units import Nanoseconds, Pid, human_bytes, milliseconds
+from ckpt.units import Pid, human_bytes, milliseconds
 
 ROLES_MAX: Final = 3
 """How many holders of a file one line names."""
 
 
-def portrait(stored: StoredCheckpoint) -> str:
-    """The whole checkpoint."""
+def portrait(stored: StoredCheckpoint, contents: tuple[TreeContents, ...] = ()) -> str:
+    """The whole checkpoint, with a few lines on what its image sets hold."""
     checkpoint = stored.checkpoint
-    sections = (
+    return _sections(
         ("", _summary(stored)),
         ("Processes", _processes(checkpoint.workload.trees)),
+        ("Memory", memory_summary(contents)),
+        ("Descriptors", descriptors_summary(contents)),
+        ("Sockets and pipes", sockets_summary(contents)),
         ("Clocks at the freeze", _clocks(checkpoint)),
         ("Timers", _timers(checkpoint)),
         ("Cgroups", _cgroups(checkpoint)),
@@ -35,6 +40,23 @@ def portrait(stored: StoredCheckpoint) -> str:
         ("Volumes", _volumes(checkpoint)),
         ("Image sets", _image_sets(checkpoint)),
     )
+
+
+def clocks_portrait(checkpoint: Checkpoint) -> str:
+    """All that has to do with time."""
+    return _sections(
+        ("Clocks at the freeze", _clocks(checkpoint)),
+        ("Timers", _timers(checkpoint)),
+        ("Offsets and waits", clocks_text(checkpoint)),
+    )
+
+
+def files_portrait(checkpoint: Checkpoint) -> str:
+    """The files that were held, with their identity."""
+    return _sections(("Files", _files(checkpoint.inodes)))
+
+
+def _sections(*sections: tuple[str, str]) -> str:
     return "\n\n".join(f"{title}\n{_indented(body)}" if title else body for title, body in sections if body)
 
 
@@ -97,8 +119,8 @@ def _clocks(checkpoint: Checkpoint) -> str:
                 "realtime",
                 f"{rfc3339(clocks.realtime_ns)}{f' ({clocks.time_zone})' if clocks.time_zone else ''}",
             ),
-            ("monotonic", _span(clocks.monotonic_ns)),
-            ("boottime", _span(clocks.boottime_ns)),
+            ("monotonic", span(clocks.monotonic_ns)),
+            ("boottime", span(clocks.boottime_ns)),
             ("boot", f"{clocks.boot_id}, clocksource {clocks.clocksource}"),
         )
     )
@@ -106,8 +128,8 @@ def _clocks(checkpoint: Checkpoint) -> str:
 
 def _timers(checkpoint: Checkpoint) -> str:
     return "\n".join(
-        f"pid {timer.pid}  {timer.kind.value} on {timer.clock}: fires in {_span(timer.value_ns)}"
-        + (f", then every {_span(timer.interval_ns)}" if timer.interval_ns else "")
+        f"pid {timer.pid}  {timer.kind.value} on {timer.clock}: fires in {span(timer.value_ns)}"
+        + (f", then every {span(timer.interval_ns)}" if timer.interval_ns else "")
         for timer in checkpoint.timers
     )
 
@@ -199,10 +221,6 @@ def _image_sets(checkpoint: Checkpoint) -> str:
                 f"{milliseconds(images.statistics.memory_dump_ns):.1f} ms"
             )
     return "\n".join(lines)
-
-
-def _span(duration: Nanoseconds) -> str:
-    return str(timedelta(microseconds=duration // 1000))
 
 
 def _pairs(rows: Iterable[tuple[str, str]]) -> str:

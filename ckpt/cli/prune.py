@@ -12,6 +12,7 @@ from ckpt.cli.call import Call, make_command
 from ckpt.cli.documents import plain, rfc3339
 from ckpt.cli.output import columns
 from ckpt.cli.parameters import job_name
+from ckpt.cli.progress import telling
 from ckpt.errors import Problems
 from ckpt.model.reports import Problem, SweepReport
 from ckpt.model.retention import Decision, RetentionPolicy, decide
@@ -42,16 +43,20 @@ def command(call: Call, /, *, job: JobName | None, dry_run: bool, **numbers: int
     """
     policy = RetentionPolicy(**numbers)
     output = call.output
-    store = wiring.open_store(call.store)
     problems: list[Problem] = []
-    found = store.list(on_problem=problems.append)
-    for problem in problems:
-        output.warn(f"{problem.subject[:12]} is not judged: {problem.message}")
-    decisions = decide((each for each in found if job is None or each.checkpoint.job == job), policy)
-    removed = tuple(each.checkpoint.id for each in decisions if not each.is_kept)
-    report = store.preview(removed) if dry_run else store.remove(removed, spare_tagged=True)
-    if not dry_run:
-        wiring.release_pins(removed, output)
+    with telling(output) as announce:
+        store = wiring.open_store(call.store)
+        store.progress = announce
+        announce("reading the checkpoints")
+        found = store.list(on_problem=problems.append)
+        for problem in problems:
+            output.warn(f"{problem.subject[:12]} is not judged: {problem.message}")
+        decisions = decide((each for each in found if job is None or each.checkpoint.job == job), policy)
+        removed = tuple(each.checkpoint.id for each in decisions if not each.is_kept)
+        announce("adding up" if dry_run else "freeing space")
+        report = store.preview(removed) if dry_run else store.remove(removed, spare_tagged=True)
+        if not dry_run:
+            wiring.release_pins(removed, output)
     document = _document(decisions, report, dry_run=dry_run)
     if problems:
         document["problems"] = [plain(problem) for problem in problems]

@@ -7,6 +7,7 @@ import click
 from ckpt.cli import suggestions, wiring
 from ckpt.cli.call import Call, make_command
 from ckpt.cli.documents import removal_document
+from ckpt.cli.progress import telling
 from ckpt.units import human_bytes
 
 
@@ -18,11 +19,15 @@ def command(call: Call, refs: tuple[str, ...]) -> None:
 
     If one of them is not there, none is removed.
     """
-    store = wiring.open_store(call.store)
-    chosen = tuple(dict.fromkeys(store.resolve(ref) for ref in refs))
-    report = store.remove(chosen)
-    wiring.release_pins(chosen, call.output)
-    call.output.result(
+    output = call.output
+    with telling(output) as announce:
+        store = wiring.open_store(call.store)
+        store.progress = announce
+        chosen = tuple(dict.fromkeys(store.resolve(ref) for ref in refs))
+        announce("freeing space")
+        report = store.remove(chosen)
+        wiring.release_pins(chosen, output)
+    output.result(
         removal_document(chosen, report),
         f"removed {', '.join(each[:12] for each in chosen)}; freed {human_bytes(report.freed_bytes)}",
         brief="",

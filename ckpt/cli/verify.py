@@ -8,7 +8,7 @@ from ckpt.cli import suggestions, wiring
 from ckpt.cli.call import Call, make_command
 from ckpt.cli.documents import verify_document
 from ckpt.cli.output import columns
-from ckpt.cli.progress import announced, telling
+from ckpt.cli.progress import telling
 from ckpt.errors import Problems
 from ckpt.model.reports import VerifyReport
 from ckpt.units import human_bytes
@@ -24,8 +24,11 @@ def command(call: Call, ref: str | None) -> int:
     """
     output = call.output
     with telling(output) as announce:
-        store = announced(wiring.open_store(call.store), {"verify": "reading and checking"}, announce)
-        report = store.verify(None if ref is None else (store.resolve(ref),))
+        store = wiring.open_store(call.store)
+        store.progress = announce
+        wanted = None if ref is None else (store.resolve(ref),)
+        announce("reading and checking")
+        report = store.verify(wanted)
     output.result(verify_document(report), _text(report), brief="")
     return Problems.exit_code if report.problems else 0
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ckpt.cli.call import Call
-from ckpt.cli.progress import Announce, announced
+from ckpt.cli.expecting import expecting_dump, expecting_restore
+from ckpt.cli.progress import Teller, announced
 from ckpt.errors import CkptError, NoSuchTarget, NotRoot, ObjectCorrupt, StoreUnusable, WrongState
+from ckpt.flow.check import CheckPorts
 from ckpt.flow.dump import DumpPorts
 from ckpt.flow.restore import RestorePorts
 from ckpt.units import ByteCount, CheckpointId, JobName
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ckpt.cli.output import Output
+    from ckpt.flow.ports import ContentsReader
     from ckpt.host.jobs import JobRecord, JobRegistry
+    from ckpt.host.preflight.needs_host import CriuImageNeeds, HostJudge, HostTargetNeeds
     from ckpt.host.recovery import RecoveryAction
+    from ckpt.model.findings import Finding
     from ckpt.model.reports import Problem, TransferReport
     from ckpt.store.keyring import KeyRing
     from ckpt.store.store import Store
@@ -82,7 +87,7 @@ def init_store(place: str, *, secret: bytes | None, signatures_required: bool) -
     )
 
 
-def transfer(source: Store, target: Store, checkpoint: CheckpointId, announce: Announce) -> TransferReport:
+def transfer(source: Store, target: Store, checkpoint: CheckpointId, announce: Teller) -> TransferReport:
     """Copy a checkpoint from one store into another; raises what transferring.transfer() does."""
     from ckpt.store.transferring import transfer as copy  # noqa: PLC0415
 
@@ -95,6 +100,7 @@ def transfer(source: Store, target: Store, checkpoint: CheckpointId, announce: A
             remedy="Leave out --key-file and --key-command, and CKPT_KEY_FILE and CKPT_KEY_COMMAND.",
         )
     announce("copying what is missing there")
+    target.progress = announce
     return copy(source, target, checkpoint)
 
 
@@ -138,7 +144,7 @@ def is_there(place: str) -> bool:
     )
 
 
-def dump_ports(place: str, announce: Announce) -> DumpPorts:
+def dump_ports(place: str, announce: Teller) -> DumpPorts:
     """Everything that a dump needs; the phases are announced as they begin.
 
     Raises:
@@ -149,7 +155,7 @@ def dump_ports(place: str, announce: Announce) -> DumpPorts:
     from ckpt.host.criu.locate import find_criu  # noqa: PLC0415
     from ckpt.host.dumper import CriuDumper  # noqa: PLC0415
     from ckpt.host.inodes.ladder import HostInodes  # noqa: PLC0415
-    from ckpt.host.inspection import HostInspector  # noqa: PLC0415
+    from ckpt.host.inspection.inspector import HostInspector  # noqa: PLC0415
     from ckpt.host.operations import JournaledOperations  # noqa: PLC0415
     from ckpt.host.saved_files import HostFileSaver  # noqa: PLC0415
     from ckpt.host.targets import HostTargets  # noqa: PLC0415
@@ -157,12 +163,15 @@ def dump_ports(place: str, announce: Announce) -> DumpPorts:
 
     registry = jobs()
     criu = find_criu()
+    opened = open_store(place)
+    opened.progress = announce
+    dumper, store = expecting_dump(CriuDumper(criu, state()), opened, announce)
     return DumpPorts(
         clock=HostClock(),
         operations=JournaledOperations(state()),
         targets=HostTargets(state(), registry.cgroup_of),
         inspector=announced(
-            HostInspector(state()),
+            HostInspector(state(), progress=announce),
             {
                 "survey": "looking at the processes",
                 "confirm": "dumping",
@@ -172,19 +181,58 @@ def dump_ports(place: str, announce: Announce) -> DumpPorts:
             announce,
         ),
         inodes=HostInodes(state(), os.path.abspath(_local_path(place))),
-        dumper=announced(
-            CriuDumper(criu, state()),
-            {"start": "starting CRIU", "image_files": "storing the images"},
-            announce,
-        ),
+        dumper=announced(dumper, {"start": "starting CRIU"}, announce),
         saver=announced(HostFileSaver(), {"select": "looking at the files to save"}, announce),
-        store=open_store(place),
+        store=store,
         jobs=registry,
         volumes=announced(HostVolumes(state(), registry), {"write_out": "writing out the volumes"}, announce),
     )
 
 
-def restore_ports(place: str, announce: Announce) -> RestorePorts:
+def check_ports() -> CheckPorts:
+    """What a check of something that runs needs: no store, and no CRIU."""
+    from ckpt.host.inspection.inspector import HostInspector  # noqa: PLC0415
+    from ckpt.host.targets import HostTargets  # noqa: PLC0415
+
+    return CheckPorts(targets=HostTargets(state(), jobs().cgroup_of), inspector=HostInspector(state()))
+
+
+def judge(place: str) -> HostJudge:
+    """This host, as far as it can say what a restore would lack; `place` is where its store is."""
+    from ckpt.host.preflight.needs_host import HostJudge  # noqa: PLC0415
+
+    return HostJudge(state=state(), store=_local_path(place))
+
+
+def signers_of(store: Store, checkpoint: CheckpointId) -> tuple[str, ...] | None:
+    """The public keys that have signed a checkpoint; None where its store asks for none."""
+    from ckpt.store.vouching import signers_of as signers  # noqa: PLC0415
+
+    return signers(store, checkpoint)
+
+
+def judge_signers(signers: tuple[str, ...] | None) -> tuple[Finding, ...]:
+    """A finding if this host trusts none of these keys."""
+    from ckpt.store.vouching import judge_signers as judge_them  # noqa: PLC0415
+
+    return judge_them(signers, key_ring())
+
+
+def image_needs() -> CriuImageNeeds:
+    """Who reads out of images what they need of a host."""
+    from ckpt.host.preflight.needs_host import CriuImageNeeds  # noqa: PLC0415
+
+    return CriuImageNeeds()
+
+
+def target_needs() -> HostTargetNeeds:
+    """Who reads what a workload that runs needs of a host."""
+    from ckpt.host.preflight.needs_host import HostTargetNeeds  # noqa: PLC0415
+
+    return HostTargetNeeds(state())
+
+
+def restore_ports(place: str, announce: Teller) -> RestorePorts:
     """Everything that a restore needs; the phases are announced as they begin.
 
     Raises:
@@ -194,24 +242,33 @@ def restore_ports(place: str, announce: Announce) -> RestorePorts:
     from ckpt.host.clock import HostClock  # noqa: PLC0415
     from ckpt.host.criu.locate import find_criu  # noqa: PLC0415
     from ckpt.host.inodes.ladder import HostInodes  # noqa: PLC0415
-    from ckpt.host.inspection import HostInspector  # noqa: PLC0415
+    from ckpt.host.inspection.inspector import HostInspector  # noqa: PLC0415
     from ckpt.host.operations import JournaledOperations  # noqa: PLC0415
     from ckpt.host.restorer import CriuRestorer  # noqa: PLC0415
     from ckpt.host.saved_files_back import HostFileWriter  # noqa: PLC0415
     from ckpt.host.volumes.adapter import HostVolumes  # noqa: PLC0415
 
+    opened = open_store(place)
+    opened.progress = announce
     return RestorePorts(
         clock=HostClock(),
         operations=JournaledOperations(state()),
-        inspector=announced(HostInspector(state()), {"differences": "comparing the files"}, announce),
+        inspector=announced(
+            HostInspector(state(), progress=announce), {"differences": "comparing the files"}, announce
+        ),
         inodes=HostInodes(state(), os.path.abspath(_local_path(place))),
         restorer=announced(CriuRestorer(find_criu(), jobs()), {"session": "restoring"}, announce),
         writer=announced(HostFileWriter(), {"begin": "writing files back"}, announce),
-        store=announced(
-            open_store(place), {"load": "opening the checkpoint", "fetch": "reading the images"}, announce
-        ),
+        store=expecting_restore(opened, announce),
         volumes=announced(HostVolumes(state(), jobs()), {"bring": "mounting the volumes"}, announce),
     )
+
+
+def contents_reader() -> ContentsReader:
+    """What reads image sets for `ckpt show`, `diff` and `report`."""
+    from ckpt.host.image_contents import ImageContents  # noqa: PLC0415
+
+    return ImageContents()
 
 
 def jobs() -> JobRegistry:

@@ -1,6 +1,6 @@
 """What a value must satisfy beyond the types of its fields, so that nothing hostile travels inside.
 
-Rules: F20 to F29, F79, F98, F101, F102, F106 and F107 of images/FORMAT.md.
+Rules: F20 to F29, F79, F98, F101, F102, F106, F107 and F109 of images/FORMAT.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,16 @@ from ckpt.codec.v1 import Chunk, ChunkedCarriedFile, ChunkedCheckpoint, ChunkedF
 from ckpt.codec.v2 import CheckpointV2
 from ckpt.model.checkpoint import CarriedFile, Checkpoint, ImageSet, SavedFile, StoredFile, Volume
 from ckpt.model.inodes import Identity
+from ckpt.model.settings import (
+    COREDUMP_FILTER_MAX,
+    CPU_NUMBER_MAX,
+    IO_PRIORITY_MAX,
+    NICE_MAX,
+    NICE_MIN,
+    TIMER_SLACK_NS_MAX,
+    ProcessSettings,
+    ThreadSettings,
+)
 from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.units import PAGE_BYTES
 
@@ -82,6 +92,34 @@ def _check_cgroup_setting(setting: CgroupSetting) -> None:
     _refuse("name", names.refuse_component(setting.name))
 
 
+def _refuse_outside(path: str, value: int | None, least: int, most: int) -> None:
+    if value is not None and not least <= value <= most:
+        _refuse(path, f"{value} is not between {least} and {most}")
+
+
+def _check_thread_settings(settings: ThreadSettings) -> None:
+    _refuse_outside("io_priority", settings.io_priority, 0, IO_PRIORITY_MAX)
+    _refuse_outside("timer_slack_ns", settings.timer_slack_ns, 0, TIMER_SLACK_NS_MAX)
+    least = 0
+    for index, cpus in enumerate(settings.cpus):
+        _refuse_outside(f"cpus[{index}].first", cpus.first, least, CPU_NUMBER_MAX)
+        _refuse_outside(f"cpus[{index}].last", cpus.last, cpus.first, CPU_NUMBER_MAX)
+        least = cpus.last + 1
+
+
+def _check_process_settings(settings: ProcessSettings) -> None:
+    _refuse_outside("coredump_filter", settings.coredump_filter, 0, COREDUMP_FILTER_MAX)
+    _refuse_outside("autogroup_nice", settings.autogroup_nice, NICE_MIN, NICE_MAX)
+
+
+def _refuse_twice(settings: tuple[ProcessSettings, ...]) -> None:
+    seen: set[int] = set()
+    for index, process in enumerate(settings):
+        if process.pid in seen:
+            _refuse(f"settings[{index}].pid", f"{process.pid} a second time")
+        seen.add(process.pid)
+
+
 def _check_checkpoint(checkpoint: Checkpoint | CheckpointV2 | ChunkedCheckpoint) -> None:
     images, trees = len(checkpoint.image_sets), len(checkpoint.workload.trees)
     if images != trees:
@@ -89,6 +127,7 @@ def _check_checkpoint(checkpoint: Checkpoint | CheckpointV2 | ChunkedCheckpoint)
     if isinstance(checkpoint, Checkpoint):
         for index, directory in enumerate(checkpoint.saved_directories):
             _refuse(f"saved_directories[{index}]", names.refuse_absolute_path(directory))
+        _refuse_twice(checkpoint.settings)
 
 
 def _check_store_config_v1(config: StoreConfigV1) -> None:
@@ -136,6 +175,8 @@ RULES: Final[Mapping[type[Any], Callable[[Any], None]]] = {
     SavedFile: _check_saved_file,
     Volume: _check_volume,
     Identity: _check_identity,
+    ThreadSettings: _check_thread_settings,
+    ProcessSettings: _check_process_settings,
     CheckpointV2: _check_checkpoint,
     Checkpoint: _check_checkpoint,
     StoreConfigV1: _check_store_config_v1,

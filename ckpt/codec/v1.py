@@ -119,6 +119,7 @@ class ChunkedCheckpoint:
             saved_files=(),
             saved_directories=(),
             volumes=(),
+            settings=(),
             carried_files=tuple(
                 CarriedFile(
                     path=carried.path,

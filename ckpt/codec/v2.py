@@ -104,4 +104,5 @@ class CheckpointV2:
             saved_files=(),
             saved_directories=(),
             volumes=(),
+            settings=(),
         )

@@ -57,7 +57,8 @@ ATTEMPTS_MAX: Final = 6
 class DumpCall:
     """What the user asked for. `job` None takes the target's own name, if it has one.
 
-    `with_files` are files, and directories with all files in them, that are kept as they are at the freeze.
+    `with_files` are files, and directories with all files in them, that are kept as they are at the freeze. `force`
+    tries also what the preflight rules say will fail.
     """
 
     target: TargetRef
@@ -68,6 +69,7 @@ class DumpCall:
     options: DumpOptions
     freeze_timeout: Nanoseconds
     with_files: tuple[str, ...] = ()
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +202,7 @@ class _Dump:
     def take(self) -> None:
         """Freeze the workload and dump every tree of it under that one freeze."""
         for attempt in range(ATTEMPTS_MAX):
-            survey = self.ports.inspector.survey(self.target)
+            survey = self.ports.inspector.survey(self.target, self.call.options, force=self.call.force)
             self.warnings = survey.warnings
             self.outside = self.ports.dumper.outside_files(survey.trees)
             self.mounts = {tree.root: self.ports.dumper.external_mounts(tree) for tree in survey.trees}
@@ -289,9 +291,7 @@ class _Dump:
         self.froze_at = self.ports.clock.stopwatch()
         self.freezer.freeze(self.call.freeze_timeout)
         self.operation.note_phase("frozen")
-        self.view = self.ports.inspector.confirm(
-            survey, self.freezer.cgroup, tcp_established=self.call.options.tcp_established
-        )
+        self.view = self.ports.inspector.confirm(survey, self.freezer.cgroup)
         if not self.view.trees:
             raise NoSuchTarget(
                 kind="process in", name=str(self.target.ref), remedy="It ended while it was being frozen."
@@ -377,6 +377,7 @@ class _Dump:
                 timer for images in self.images for timer in ports.dumper.timers(images.directory, view)
             ),
             waits=view.waits,
+            settings=view.settings,
             options=self.call.options,
             workload=workload,
             image_sets=tuple(self._store_images(images) for images in self.images),

@@ -5,7 +5,7 @@ Rule: nothing here is specific to CRIU's RPC, to a cgroup version, or to how a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -21,8 +21,13 @@ from ckpt.model.checkpoint import (
     Volume,
 )
 from ckpt.model.clocks import Clocks, PendingTimer, PendingWait, Resumption
+from ckpt.model.contents import TreeContents
+from ckpt.model.findings import Finding
 from ckpt.model.inodes import FileChange, InodeMethod, InodeOutcome, InodeRecord
+from ckpt.model.memory import AddressSpace
+from ckpt.model.needs import ImageNeeds, Needs
 from ckpt.model.reports import StoredCheckpoint, SweepReport, VerifyReport
+from ckpt.model.settings import ProcessSettings
 from ckpt.model.target import Target, TargetRef
 from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree, Workload
 from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid, Tag
@@ -145,6 +150,10 @@ class FrozenView(Protocol):
     def waits(self) -> tuple[PendingWait, ...]:
         """The timed waits that the freeze interrupted."""
 
+    @property
+    def settings(self) -> tuple[ProcessSettings, ...]:
+        """What was set for the living processes and their threads."""
+
 
 class Survey(Protocol):
     """What was read before the freeze, so that little is left to read under it."""
@@ -161,17 +170,24 @@ class Survey(Protocol):
 class Inspector(Protocol):
     """Reads what a workload is and holds."""
 
-    def survey(self, target: Target) -> Survey:
-        """Everything that may be read while the workload runs."""
+    def check(self, target: Target, options: DumpOptions) -> tuple[Finding, ...]:
+        """Everything that speaks against a dump with these options, or a restore after it; the gravest first."""
+
+    def survey(self, target: Target, options: DumpOptions, *, force: bool) -> Survey:
+        """Everything that may be read while the workload runs.
+
+        Raises:
+            CannotCheckpoint: what was found would fail, unless `force`: it is among the warnings then.
+        """
 
     def watch_waits(self, survey: Survey) -> Survey:
         """The survey with what the threads wait for now: the last thing before the freeze."""
 
-    def confirm(self, survey: Survey, cgroup: str, *, tcp_established: bool) -> FrozenView:
+    def confirm(self, survey: Survey, cgroup: str) -> FrozenView:
         """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
 
         Raises:
-            CannotCheckpoint: what was found would fail.
+            CannotCheckpoint: what was found would fail, unless the survey was forced.
             NotNow: it would fail at this very moment, and may not after the workload went on.
         """
 
@@ -279,11 +295,12 @@ class RestoreSession(Protocol):
         resumption: Resumption,
         waits: tuple[PendingWait, ...],
         timers: tuple[PendingTimer, ...],
+        settings: tuple[ProcessSettings, ...],
     ) -> Pid:
         """Restore one more tree and hold it; gives its root's pid on this host.
 
         Trees whose clocks agreed share one time namespace. What is left of their timers is shortened by what
-        the timers' clocks went on.
+        the timers' clocks went on. What was set for the processes is set again.
 
         Raises:
             RestoreFailed: with the cause from CRIU's log; call abort().
@@ -295,7 +312,7 @@ class RestoreSession(Protocol):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What of the recorded cgroups this host refused, in sentences."""
+        """What of the recorded cgroups and settings this host refused, in sentences."""
 
     def keep(
         self, inodes: tuple[InodeRecord, ...], methods: Mapping[str, InodeMethod]
@@ -612,6 +629,16 @@ class Store(Protocol):
     def fetch(self, checkpoint: CheckpointId, file: StoredFile, path: str) -> None:
         """Write a file of the checkpoint to `path`, every byte verified."""
 
+    def read_range(self, checkpoint: CheckpointId, file: StoredFile, offset: int, size: int) -> bytes:
+        """The verified bytes of a file from `offset` on, at most 16 MiB at once.
+
+        Raises:
+            ObjectCorrupt: damaged, or the file does not have these bytes.
+        """
+
+    def page_digests(self, checkpoint: CheckpointId, file: StoredFile) -> bytes:
+        """The SHA-256 of each CHUNK_BYTES of a file, one after another; its content is not read for that."""
+
     def tag(self, checkpoint: CheckpointId, tag: Tag) -> None:
         """Give the checkpoint a tag; it is taken from the one that had it."""
 
@@ -620,6 +647,71 @@ class Store(Protocol):
 
     def verify(self, checkpoints: tuple[CheckpointId, ...] | None) -> VerifyReport:
         """Read and check the named checkpoints, or everything."""
+
+
+class MemoryLayouts(Protocol):
+    """Reads out of image files where the memory of an image set lies."""
+
+    def wanted(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Which of the files of an image set are read; no pages are among them."""
+
+    def read(self, fill: Callable[[str], None]) -> tuple[AddressSpace, ...]:
+        """The address spaces of an image set; `fill` puts the wanted files into the directory that it is given.
+
+        Raises:
+            ObjectCorrupt: the images are not what they should be.
+        """
+
+
+class ContentsReader(Protocol):
+    """Reads out of image files what an image set holds."""
+
+    def wanted(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Which of the files of an image set are read; no pages are among them."""
+
+    def read(self, fill: Callable[[str], None], root: Pid, pids: Mapping[Pid, Pid]) -> TreeContents:
+        """What the image set of a tree holds; `fill` puts the wanted files into the directory that it is given.
+
+        Args:
+            fill: Called once.
+            root: The tree's root in the checkpoint.
+            pids: From a number in the images to the host's.
+
+        Raises:
+            ObjectCorrupt: the images are not what they should be.
+        """
+
+
+class ImageNeedsReader(Protocol):
+    """Reads out of image files what they need of a host."""
+
+    def wanted(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Which of the files of an image set are read; no pages are among them."""
+
+    def read(self, fill: Callable[[str], None]) -> ImageNeeds:
+        """What an image set needs; `fill` puts the wanted files into the directory that it is given.
+
+        Raises:
+            ObjectCorrupt: the images are not what they should be.
+        """
+
+
+class TargetNeedsReader(Protocol):
+    """Reads what a workload that runs needs of a host."""
+
+    def needs_of(self, target: Target) -> Needs:
+        """What it needs to be restored elsewhere; it is not stopped."""
+
+
+class Judge(Protocol):
+    """A host that says what it lacks: this one, or another."""
+
+    def judge(self, needs: Needs) -> tuple[Finding, ...]:
+        """Everything on that host that speaks against these needs, the gravest first.
+
+        Raises:
+            PeerFailed: another host, and it cannot say.
+        """
 
 
 class Jobs(Protocol):

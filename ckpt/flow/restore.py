@@ -239,6 +239,7 @@ def _add_trees(
                 resumption=resume_clocks(call.time, checkpoint.clocks, tree.time_offsets, at),
                 waits=checkpoint.waits,
                 timers=checkpoint.timers,
+                settings=checkpoint.settings,
             )
         )
     return tuple(pids)

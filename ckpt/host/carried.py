@@ -24,7 +24,8 @@ from typing import Final
 from ckpt.errors import NoSpace, ObjectCorrupt, OsRefused
 from ckpt.host import sparse_copy
 from ckpt.host.criu.imagefile import read_entries
-from ckpt.host.inspection import HostView, syscalls
+from ckpt.host.inspection import syscalls
+from ckpt.host.inspection.inspector import HostView
 from ckpt.model.checkpoint import CarriedFile, StoredFile
 from ckpt.model.inodes import RoleKind
 from ckpt.units import ByteCount, Digest, Nanoseconds, Pid

@@ -14,8 +14,7 @@ import resource
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
-from enum import StrEnum
+from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +26,7 @@ from ckpt.host.freezer_control import control_of
 from ckpt.host.launch import init_path
 from ckpt.host.timens import TimeNamespace
 from ckpt.host.virtual.probing import why_no_layer
+from ckpt.model.checks import HostCheck, State
 from ckpt.units import SECOND, human_bytes
 
 LIBRARIES: Final = ("click", "msgpack", "protobuf", "pycriu", "zstandard", "paramiko", "rich")
@@ -54,27 +54,9 @@ _NEEDED_FEATURES: Final = {
 }
 
 
-class State(StrEnum):
-    """How a finding is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at: `remedy` says what to do unless the state is ok."""
-
-    name: str
-    state: State
-    detail: str
-    remedy: str = ""
-
-
-def examine(state_directory: str) -> tuple[Finding, ...]:
+def examine(state_directory: str) -> tuple[HostCheck, ...]:
     """Look at everything; what fails in an unforeseen way becomes a finding too."""
-    looks: tuple[Callable[[], tuple[Finding, ...]], ...] = (
+    looks: tuple[Callable[[], tuple[HostCheck, ...]], ...] = (
         _rights,
         _criu,
         _cgroups,
@@ -92,13 +74,13 @@ def examine(state_directory: str) -> tuple[Finding, ...]:
     return tuple(finding for look in looks for finding in look())
 
 
-def directory_finding(name: str, path: str, option: str) -> Finding:
+def directory_finding(name: str, path: str, option: str) -> HostCheck:
     """Whether the directory, or the nearest one above it that exists, can be written, and its space."""
     place = Path(path).absolute()
     while not place.is_dir() and place != place.parent:
         place = place.parent
     if not os.access(place, os.W_OK | os.X_OK):
-        return Finding(
+        return HostCheck(
             name=name,
             state=State.MISSING if os.geteuid() == 0 else State.WARNING,
             detail=f"{path} is not writable for uid {os.geteuid()}",
@@ -108,16 +90,16 @@ def directory_finding(name: str, path: str, option: str) -> Finding:
     free = space.f_bavail * space.f_frsize
     detail = f"{path}, {human_bytes(free)} free"
     if free < SPACE_WANTED_BYTES:
-        return Finding(
+        return HostCheck(
             name=name, state=State.WARNING, detail=detail, remedy=f"Free some space there, or set {option}."
         )
-    return Finding(name=name, state=State.OK, detail=detail)
+    return HostCheck(name=name, state=State.OK, detail=detail)
 
 
-def _rights() -> tuple[Finding, ...]:
+def _rights() -> tuple[HostCheck, ...]:
     if os.geteuid() != 0:
         return (
-            Finding(
+            HostCheck(
                 name="root",
                 state=State.WARNING,
                 detail=f"this is uid {os.geteuid()}, so some things could not be probed",
@@ -125,13 +107,13 @@ def _rights() -> tuple[Finding, ...]:
             ),
         )
     held = _effective_capabilities()
-    found = [Finding(name="root", state=State.OK, detail="yes")]
+    found = [HostCheck(name="root", state=State.OK, detail="yes")]
     for name, (bit, loss) in CAPABILITIES.items():
         if held >> bit & 1:
             continue
         required = name in _REQUIRED_CAPABILITIES
         found.append(
-            Finding(
+            HostCheck(
                 name="capabilities",
                 state=State.MISSING if required else State.WARNING,
                 detail=f"no {name}: {loss}",
@@ -148,24 +130,24 @@ def _effective_capabilities() -> int:
     return 0
 
 
-def _criu() -> tuple[Finding, ...]:
+def _criu() -> tuple[HostCheck, ...]:
     try:
         path = locate.find_criu()
     except CkptError as error:
-        return (Finding(name="criu", state=State.MISSING, detail=error.message, remedy=error.advice),)
+        return (HostCheck(name="criu", state=State.MISSING, detail=error.message, remedy=error.advice),)
     where = how_found(path, os.environ)
     try:
         version = engine.version(path)
     except CkptError as error:
         return (
-            Finding(
+            HostCheck(
                 name="criu",
                 state=State.MISSING,
                 detail=f"{path} ({where}) does not work: {error.message}",
                 remedy="Run scripts/setup, or set CKPT_CRIU to the path of a working criu.",
             ),
         )
-    found = Finding(name="criu", state=State.OK, detail=f"{path}, version {version}, {where}")
+    found = HostCheck(name="criu", state=State.OK, detail=f"{path}, version {version}, {where}")
     return (found, *_features(path))
 
 
@@ -176,10 +158,10 @@ def how_found(path: Path, environment: Mapping[str, str]) -> str:
     return "installed by scripts/setup" if path == locate.PRIVATE else "found in PATH"
 
 
-def _features(path: Path) -> tuple[Finding, ...]:
+def _features(path: Path) -> tuple[HostCheck, ...]:
     if os.geteuid() != 0:
         return (
-            Finding(
+            HostCheck(
                 name="criu features",
                 state=State.WARNING,
                 detail="not probed: CRIU probes the kernel only as root",
@@ -189,21 +171,21 @@ def _features(path: Path) -> tuple[Finding, ...]:
     return judge_features(engine.features(path))
 
 
-def judge_features(features: Features) -> tuple[Finding, ...]:
+def judge_features(features: Features) -> tuple[HostCheck, ...]:
     """One finding for all features together, and one for each that is needed and not there."""
     names = [field.name for field in fields(features)]
     there = [name for name in names if getattr(features, name)]
     absent = [name for name in names if name not in there]
     detail = f"{', '.join(there) or 'none'}" + (f"; not: {', '.join(absent)}" if absent else "")
     return (
-        Finding(
+        HostCheck(
             name="criu features",
             state=State.OK if there else State.MISSING,
             detail=detail,
             remedy="" if there else "CRIU cannot work on this kernel: run scripts/setup for a newer one.",
         ),
         *(
-            Finding(
+            HostCheck(
                 name="criu features",
                 state=State.WARNING,
                 detail=f"no {name}: {_NEEDED_FEATURES[name]}",
@@ -215,7 +197,7 @@ def judge_features(features: Features) -> tuple[Finding, ...]:
     )
 
 
-def _cgroups() -> tuple[Finding, ...]:
+def _cgroups() -> tuple[HostCheck, ...]:
     mounted = cgroups.hierarchies()
     versions = {hierarchy.version for hierarchy in mounted}
     layout = {frozenset(): "none", frozenset({1}): "version 1", frozenset({2}): "version 2"}.get(
@@ -224,7 +206,7 @@ def _cgroups() -> tuple[Finding, ...]:
     freezing = cgroups.unified() or cgroups.freezer_v1()
     if freezing is None:
         return (
-            Finding(
+            HostCheck(
                 name="cgroups",
                 state=State.MISSING,
                 detail=f"layout: {layout}; no freezer",
@@ -233,11 +215,11 @@ def _cgroups() -> tuple[Finding, ...]:
         )
     detail = f"layout: {layout}; freezer: {freezing.mountpoint} (version {freezing.version})"
     if os.geteuid() != 0:
-        return (Finding(name="cgroups", state=State.OK, detail=f"{detail}, not tried: that needs root"),)
+        return (HostCheck(name="cgroups", state=State.OK, detail=f"{detail}, not tried: that needs root"),)
     return (_try_freezer(freezing.mountpoint, detail),)
 
 
-def _try_freezer(mountpoint: str, detail: str) -> Finding:
+def _try_freezer(mountpoint: str, detail: str) -> HostCheck:
     """Make a cgroup, freeze it, and remove it again."""
     directory = f"{mountpoint}/ckpt-doctor-{os.getpid()}"
     problem = ""
@@ -257,34 +239,34 @@ def _try_freezer(mountpoint: str, detail: str) -> Finding:
         with suppress(OSError):
             cgroups.remove(directory)
     if problem:
-        return Finding(
+        return HostCheck(
             name="cgroups",
             state=State.MISSING,
             detail=f"{detail}, which does not work: {problem}",
             remedy="Mount the cgroup file system writable, with its freezer.",
         )
-    return Finding(name="cgroups", state=State.OK, detail=f"{detail}, works")
+    return HostCheck(name="cgroups", state=State.OK, detail=f"{detail}, works")
 
 
-def _time_namespaces() -> tuple[Finding, ...]:
+def _time_namespaces() -> tuple[HostCheck, ...]:
     try:
         TimeNamespace.of_this_process().close()
     except CkptError as error:
         return (
-            Finding(
+            HostCheck(
                 name="time namespaces",
                 state=State.WARNING,
                 detail=f"{error.message} Restored clocks will jump to the host's.",
                 remedy="Use a kernel with CONFIG_TIME_NS, or restore with --time host.",
             ),
         )
-    return (Finding(name="time namespaces", state=State.OK, detail="yes"),)
+    return (HostCheck(name="time namespaces", state=State.OK, detail="yes"),)
 
 
-def _nftables() -> tuple[Finding, ...]:
+def _nftables() -> tuple[HostCheck, ...]:
     if os.geteuid() != 0:
         return (
-            Finding(
+            HostCheck(
                 name="nftables",
                 state=State.WARNING,
                 detail="not probed: that needs root",
@@ -295,7 +277,7 @@ def _nftables() -> tuple[Finding, ...]:
         tables = netlock.list_tables()
     except CkptError as error:
         return (
-            Finding(
+            HostCheck(
                 name="nftables",
                 state=State.WARNING,
                 detail=f"{error.message} Open TCP connections cannot be locked during a dump.",
@@ -304,7 +286,7 @@ def _nftables() -> tuple[Finding, ...]:
         )
     if tables:
         return (
-            Finding(
+            HostCheck(
                 name="nftables",
                 state=State.WARNING,
                 detail=f"{len(tables)} lock(s) of CRIU are there: {', '.join(tables[:3])}"
@@ -313,21 +295,23 @@ def _nftables() -> tuple[Finding, ...]:
                 "their restore; one of another is removed with: nft delete table inet NAME.",
             ),
         )
-    return (Finding(name="nftables", state=State.OK, detail="reachable, no locks left behind"),)
+    return (HostCheck(name="nftables", state=State.OK, detail="reachable, no locks left behind"),)
 
 
-def _init() -> tuple[Finding, ...]:
+def _init() -> tuple[HostCheck, ...]:
     try:
-        return (Finding(name="init of jobs", state=State.OK, detail=init_path()),)
+        return (HostCheck(name="init of jobs", state=State.OK, detail=init_path()),)
     except CkptError as error:
-        return (Finding(name="init of jobs", state=State.MISSING, detail=error.message, remedy=error.advice),)
+        return (
+            HostCheck(name="init of jobs", state=State.MISSING, detail=error.message, remedy=error.advice),
+        )
 
 
-def _identities() -> tuple[Finding, ...]:
+def _identities() -> tuple[HostCheck, ...]:
     reason = why_no_layer()
     if reason:
         return (
-            Finding(
+            HostCheck(
                 name="identities",
                 state=State.WARNING,
                 detail=f"what is no longer the same file is shown under another number: {reason}",
@@ -335,11 +319,11 @@ def _identities() -> tuple[Finding, ...]:
             ),
         )
     return (
-        Finding(name="identities", state=State.OK, detail="stat calls of restored tasks can be answered"),
+        HostCheck(name="identities", state=State.OK, detail="stat calls of restored tasks can be answered"),
     )
 
 
-def _volumes() -> tuple[Finding, ...]:
+def _volumes() -> tuple[HostCheck, ...]:
     missing = [
         what
         for what, is_there in (
@@ -350,17 +334,17 @@ def _volumes() -> tuple[Finding, ...]:
     ]
     if missing:
         return (
-            Finding(
+            HostCheck(
                 name="volumes",
                 state=State.WARNING,
                 detail=f"no 'ckpt run --volume': {' and '.join(missing)} cannot be found",
                 remedy="Load the kernel module loop, install e2fsprogs.",
             ),
         )
-    return (Finding(name="volumes", state=State.OK, detail="loop devices, mkfs.ext4"),)
+    return (HostCheck(name="volumes", state=State.OK, detail="loop devices, mkfs.ext4"),)
 
 
-def _python() -> tuple[Finding, ...]:
+def _python() -> tuple[HostCheck, ...]:
     versions: list[str] = []
     absent: list[str] = []
     for name in LIBRARIES:
@@ -371,28 +355,28 @@ def _python() -> tuple[Finding, ...]:
     detail = f"Python {platform.python_version()}; {', '.join(versions)}"
     if absent:
         return (
-            Finding(
+            HostCheck(
                 name="python",
                 state=State.MISSING,
                 detail=f"{detail}; not installed: {', '.join(absent)}",
                 remedy="Run scripts/setup, which makes the virtual environment whole.",
             ),
         )
-    return (Finding(name="python", state=State.OK, detail=detail),)
+    return (HostCheck(name="python", state=State.OK, detail=detail),)
 
 
-def _limits() -> tuple[Finding, ...]:
+def _limits() -> tuple[HostCheck, ...]:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     enough = files == resource.RLIM_INFINITY or files >= NOFILE_WANTED
     pipe = int(Path("/proc/sys/fs/pipe-max-size").read_text(encoding="ascii"))
     return (
-        Finding(
+        HostCheck(
             name="open files",
             state=State.OK if enough else State.WARNING,
             detail=f"hard limit {'none' if files == resource.RLIM_INFINITY else files}",
             remedy="" if enough else f"Raise it (ulimit -Hn {NOFILE_WANTED}) for workloads with many files.",
         ),
-        Finding(
+        HostCheck(
             name="pipe size",
             state=State.OK if pipe >= PIPE_WANTED_BYTES else State.WARNING,
             detail=f"fs.pipe-max-size {human_bytes(pipe)}",
@@ -401,11 +385,13 @@ def _limits() -> tuple[Finding, ...]:
     )
 
 
-def _run_directory() -> tuple[Finding, ...]:
+def _run_directory() -> tuple[HostCheck, ...]:
     if filesystem_of("/run") == "tmpfs":
-        return (Finding(name="/run", state=State.OK, detail="a tmpfs: CRIU keeps its kernel features there"),)
+        return (
+            HostCheck(name="/run", state=State.OK, detail="a tmpfs: CRIU keeps its kernel features there"),
+        )
     return (
-        Finding(
+        HostCheck(
             name="/run",
             state=State.WARNING,
             detail="no tmpfs, so CRIU probes the kernel at most of its starts (about 30 ms)",
@@ -425,16 +411,16 @@ def filesystem_of(path: str) -> str:
     return found
 
 
-def _tools() -> tuple[Finding, ...]:
+def _tools() -> tuple[HostCheck, ...]:
     # CRIU calls these by name for workloads with network or mount namespaces of their own.
     absent = [name for name in ("ip", "tar") if shutil.which(name) is None]
     if absent:
         return (
-            Finding(
+            HostCheck(
                 name="tools",
                 state=State.WARNING,
                 detail=f"not in PATH: {', '.join(absent)}",
                 remedy="Install the packages iproute2 and tar.",
             ),
         )
-    return (Finding(name="tools", state=State.OK, detail="ip, tar"),)
+    return (HostCheck(name="tools", state=State.OK, detail="ip, tar"),)

@@ -30,8 +30,8 @@ from ckpt.host.criu.timers import pending_timers, rewind_timers
 from ckpt.host.criu.worker import Hooks, Notice, Worker
 from ckpt.host.criu_killing import kill_criu
 from ckpt.host.inodes.fuse.living import launcher_for
-from ckpt.host.inspection import as_host_view
-from ckpt.host.kept_log import keeping_log
+from ckpt.host.inspection.inspector import as_host_view
+from ckpt.host.kept_log import DUMP_LOG, keeping_log
 from ckpt.host.operations import JournaledOperation
 from ckpt.host.posix_timers import PosixEnds, ends_in
 from ckpt.model.checkpoint import AddressRun, CarriedFile, DumpOptions, DumpStatistics
@@ -42,7 +42,6 @@ from ckpt.units import MILLISECOND, Nanoseconds, Pid
 CRIU_GRACE: Final = Nanoseconds(300 * MILLISECOND)
 """For a dump that was given up: CRIU notices at its next notification, and rolls back by itself."""
 
-_LOG: Final = "last-failed-dump.log"
 _IMAGE_SUFFIX: Final = ".img"
 _NO_SPACE: Final = "No space left on device"
 _NOTHING: Final = 64 * 1024
@@ -76,7 +75,7 @@ class CriuDumper:
         elif not tree.owns("mnt"):
             launcher = launcher_for(tree.root, launcher)
         at_work = _AtWork(log=f"{operation.staging}/{tree.root}/dump.log")
-        with keeping_log(operation.kept(_LOG)):
+        with keeping_log(operation.kept(DUMP_LOG)):
             worker = Worker.start(self._criu, launcher=at_work.launched_by(launcher))
         return CriuTreeDump(worker, operation, tree, at_work)
 
@@ -214,7 +213,7 @@ class CriuTreeDump:
         )
         hooks = {"pre-dump": _calling(before), "post-dump": _calling(stopped)}
         # A full file system has no place for a log, and needs none.
-        with keeping_log(self._operation.kept(_LOG)):
+        with keeping_log(self._operation.kept(DUMP_LOG)):
             return self._dump(request, hooks, cgroup)
 
     def close(self) -> None:

@@ -46,7 +46,8 @@ def outside_files(workload: Collection[Pid]) -> tuple[OutsideFile, ...]:
         for fd, target in _descriptors(pid):
             if target.startswith("pipe:["):
                 pipes.setdefault(target, []).append(_held(pid, fd))
-            elif target.startswith("/dev/"):
+            # One whose master was closed (" (deleted)") is nobody's any more: CRIU makes such a one itself.
+            elif target.startswith("/dev/") and not target.endswith(" (deleted)"):
                 with suppress(OSError):
                     _note_terminal(pid, fd, terminals, masters)
     found = [

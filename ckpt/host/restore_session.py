@@ -4,7 +4,8 @@ Rules:
 - Trees whose clocks agreed at the dump share one time namespace, made here (host/timens.py).
 - Everything that is made is undone by abort(), newest first; what is noted in the operation's journal is
   undone by the guardian when this process dies before commit().
-- A tree's tasks are moved to their cgroups while they are held, before any of them runs.
+- A tree's tasks are moved to their cgroups, and get the settings that CRIU loses, while they are held, before any of
+  them runs.
 - CRIU lets go of the tasks into a frozen cgroup, and they take their first step at the instant for which their
   clocks were set. Where they must not see what is real (keep()), they stand under ptrace until then: all of a
   session must be called from one thread.
@@ -35,20 +36,21 @@ from ckpt.host.inodes.fuse import choosing
 from ckpt.host.inodes.fuse.view import FileView
 from ckpt.host.inodes.ladder import METHODS, allowed_methods
 from ckpt.host.jobs import JobRegistry, cgroup_name
-from ckpt.host.kept_log import keeping_log
+from ckpt.host.kept_log import RESTORE_LOG, keeping_log
 from ckpt.host.launch import RestoreHost
 from ckpt.host.operations import JournaledOperation
 from ckpt.host.process_table import all_processes, descendants, stat_of
+from ckpt.host.setting_again import set_again
 from ckpt.host.timens import TimeNamespace
 from ckpt.host.virtual import covering
 from ckpt.host.virtual.carrying import carries_stub
 from ckpt.model.checkpoint import DumpOptions
 from ckpt.model.clocks import PendingTimer, PendingWait, Resumption, TimeOffsets
 from ckpt.model.inodes import InodeMethod, InodeOutcome, InodeRecord
+from ckpt.model.settings import ProcessSettings
 from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree
 from ckpt.units import MILLISECOND, SECOND, CheckpointId, JobName, Nanoseconds, Pid
 
-_LOG: Final = "last-failed-restore.log"
 _NOT_SHOWN: Final = "it cannot be shown under its inode number"
 _LET_GO_NS: Final = 10 * MILLISECOND
 _LET_GO_TASK_NS: Final = MILLISECOND
@@ -121,6 +123,7 @@ class CriuRestoreSession:
         resumption: Resumption,
         waits: tuple[PendingWait, ...],
         timers: tuple[PendingTimer, ...],
+        settings: tuple[ProcessSettings, ...],
     ) -> Pid:
         """Restore one more tree and hold it; gives its root's pid on this host.
 
@@ -159,7 +162,7 @@ class CriuRestoreSession:
             shell_job=options.shell_job,
         )
         try:
-            with keeping_log(self._operation.kept(_LOG)):
+            with keeping_log(self._operation.kept(RESTORE_LOG)):
                 worker = Worker.start(
                     self._criu,
                     launcher=self._launcher(private_root),
@@ -168,7 +171,7 @@ class CriuRestoreSession:
             self._undo.callback(self._close, worker)
             self._workers.append(worker)
             self._operation.note_criu(worker.pid, log=str(request.log))
-            with keeping_log(self._operation.kept(_LOG)):
+            with keeping_log(self._operation.kept(RESTORE_LOG)):
                 held = engine.begin_restore(worker, request)
         finally:
             for fd in substitutes:
@@ -184,6 +187,7 @@ class CriuRestoreSession:
         self._move_down(tree, root)
         self._goes_on_at = resumption.at_ns
         host_pid = resuming.restored_as(root)
+        self.problems += set_again(tree, settings, host_pid, (Pid(os.getpid()), self._host.shim.pid))
         self._wall_timers |= {pid: found for each, found in wall.items() if (pid := host_pid(each))}
         self._timed |= {pid for each in resuming.timed(timers, tree) if (pid := host_pid(each))}
         if armed:
@@ -248,7 +252,7 @@ class CriuRestoreSession:
         else:
             self._await_instant()
             for held in self._held:
-                with keeping_log(self._operation.kept(_LOG)):
+                with keeping_log(self._operation.kept(RESTORE_LOG)):
                     held.finish()
         # The shim reaps them, and tells only as long as it has us to tell it to.
         for worker in self._workers:
@@ -304,11 +308,11 @@ class CriuRestoreSession:
         self._came_up_at = Nanoseconds(time.monotonic_ns())
         for held in self._held:
             # From here on the end of CRIU would let the tasks run: they must be killed before it.
-            with keeping_log(self._operation.kept(_LOG)):
+            with keeping_log(self._operation.kept(RESTORE_LOG)):
                 held.come_up()
         control.freeze(_FREEZE_TIMEOUT)
         for held in self._held:
-            with keeping_log(self._operation.kept(_LOG)):
+            with keeping_log(self._operation.kept(RESTORE_LOG)):
                 held.finish()
 
     def _kill_all(self, control: Control) -> None:
@@ -322,7 +326,7 @@ class CriuRestoreSession:
         """The processes of the restored trees: from the pid of the dump to the one on this host."""
         restored = {}
         for tree, root in zip(self._trees, self._roots, strict=True):
-            inside = {_pid_inside(pid): pid for pid in descendants((root,), all_processes())}
+            inside = {resuming.pid_inside(pid): pid for pid in descendants((root,), all_processes())}
             for process in tree.processes:
                 pid = inside.get(process.pid_inside)
                 if pid is not None and not _is_zombie(pid):
@@ -472,7 +476,7 @@ class CriuRestoreSession:
 
     def _move_down(self, tree: Tree, root: Pid) -> None:
         """Put each process of the restored tree into the cgroup that it was in."""
-        inside = {_pid_inside(pid): pid for pid in descendants((root,), all_processes())}
+        inside = {resuming.pid_inside(pid): pid for pid in descendants((root,), all_processes())}
         here = {process.pid: inside.get(process.pid_inside) for process in tree.processes}
         mounted = {each.name: each for each in cgroups.hierarchies()}
         for record in self._records:
@@ -537,12 +541,3 @@ def _first_free_pid(trees: tuple[Tree, ...]) -> int:
         for process in tree.processes
         for thread in (*process.threads, process.pid_inside)
     )
-
-
-def _pid_inside(pid: Pid) -> int:
-    """The pid's number in its own namespace; 0 if it has ended."""
-    with suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            if line.startswith("NSpid:"):
-                return int(line.split()[-1])
-    return 0

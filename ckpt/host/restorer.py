@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -51,14 +52,7 @@ class CriuRestorer:
             for process in tree.processes
             for thread in process.threads
         ]
-        patience_ends = time.monotonic_ns() + ZOMBIE_PATIENCE
-        while True:
-            # A zombie's pidfd is readable at once; nothing tells of its reaping. So this looks again.
-            taken = [pid for pid in needed if os.path.exists(f"/proc/{pid}")]
-            waiting = [pid for pid in taken if (stat := stat_of(pid)) is None or stat.ended]
-            if not waiting or time.monotonic_ns() > patience_ends:
-                return tuple(sentence for pid in taken if (sentence := _who_has(pid)))
-            time.sleep(_LOOK_AGAIN_S)
+        return tuple(sentence for _, sentence in taken_pids(needed))
 
     def session(
         self,
@@ -93,6 +87,18 @@ class CriuRestorer:
     def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> carried.PutBack:
         """Put carried files, whose contents lie at the given paths, where the restore needs them."""
         return carried.put_back(files)
+
+
+def taken_pids(needed: Collection[Pid]) -> tuple[tuple[Pid, str], ...]:
+    """Those of the pids that somebody has, each with a sentence about whom; zombies are waited for."""
+    patience_ends = time.monotonic_ns() + ZOMBIE_PATIENCE
+    while True:
+        # A zombie's pidfd is readable at once; nothing tells of its reaping. So this looks again.
+        taken = [pid for pid in needed if os.path.exists(f"/proc/{pid}")]
+        waiting = [pid for pid in taken if (stat := stat_of(pid)) is None or stat.ended]
+        if not waiting or time.monotonic_ns() > patience_ends:
+            return tuple((pid, sentence) for pid in taken if (sentence := _who_has(pid)))
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _who_has(pid: Pid) -> str:

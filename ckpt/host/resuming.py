@@ -88,8 +88,18 @@ def mend_for_criu(images: Path) -> None:
 
 def restored_as(root: Pid) -> Callable[[Pid], Pid | None]:
     """From what the images call a process of the restored tree to its pid on this host."""
-    inside = {_pid_inside(pid): pid for pid in descendants((root,), all_processes())}
+    inside = {pid_inside(pid): pid for pid in descendants((root,), all_processes())}
     return inside.get
+
+
+def pid_inside(pid: Pid) -> Pid:
+    """The number of a process or thread in its own namespace; 0 if it has ended."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
+            numbers = next((line for line in stream if line.startswith("NSpid:")), "0").split()
+    except OSError:
+        return Pid(0)
+    return Pid(int(numbers[-1]))
 
 
 def await_instant(at_ns: Nanoseconds) -> None:
@@ -97,13 +107,3 @@ def await_instant(at_ns: Nanoseconds) -> None:
     left_ns = at_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     if left_ns > 0:
         time.sleep(left_ns / SECOND)
-
-
-def _pid_inside(pid: Pid) -> int:
-    """The pid's number in its own namespace; 0 if it has ended."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
-            numbers = next((line for line in stream if line.startswith("NSpid:")), "0").split()
-    except OSError:
-        return 0
-    return int(numbers[-1])

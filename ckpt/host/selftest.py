@@ -22,7 +22,7 @@ from ckpt.errors import CkptError, CriuError
 from ckpt.host.criu import engine, locate
 from ckpt.host.criu.request import DumpRequest, RestoreRequest
 from ckpt.host.criu.worker import Worker
-from ckpt.host.doctor import Finding, State
+from ckpt.model.checks import HostCheck, State
 from ckpt.units import SECOND, Nanoseconds, Pid
 
 TIMEOUT: Final = Nanoseconds(30 * SECOND)
@@ -44,37 +44,37 @@ while True:
 """
 
 
-def prove() -> Finding:
+def prove() -> HostCheck:
     """Take one process of our own through dump, kill and restore."""
     if os.geteuid() != 0:
-        return Finding(
+        return HostCheck(
             name=_NAME, state=State.WARNING, detail="not done: that needs root", remedy="Run it as root."
         )
     try:
         before, after = _dump_and_restore(locate.find_criu())
     except CkptError as error:
         lines = error.log_lines if isinstance(error, CriuError) else ()
-        return Finding(
+        return HostCheck(
             name=_NAME,
             state=State.MISSING,
             detail=" / ".join((error.message, *lines)),
             remedy=error.advice or "Run scripts/setup for a CRIU that works on this kernel.",
         )
     except OSError as error:
-        return Finding(
+        return HostCheck(
             name=_NAME,
             state=State.MISSING,
             detail=f"the process does not answer on its port: {error}",
             remedy="Run scripts/setup for a CRIU that works on this kernel.",
         )
     if after <= before:
-        return Finding(
+        return HostCheck(
             name=_NAME,
             state=State.MISSING,
             detail=f"the restored process did not go on counting: {before}, then {after}",
             remedy="Please report it, with the output of 'ckpt doctor'.",
         )
-    return Finding(
+    return HostCheck(
         name=_NAME, state=State.OK, detail="a process with a listening TCP socket was dumped and restored"
     )
 

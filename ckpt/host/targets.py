@@ -171,7 +171,7 @@ def _refuse(subject: str, members: Collection[ProcessStat], table: Mapping[Pid, 
             reasons.append(f"{name} is an ancestor of this ckpt (process {os.getpid()})")
         elif stat.kernel_thread:
             reasons.append(f"{name} is a thread of the kernel")
-        elif stat.ended:
+        elif stat.ended and not _runs_on(stat.pid):
             reasons.append(f"{name} has ended, and waits for process {stat.parent} to notice")
     if reasons:
         ours = any(stat.pid in ourselves for stat in members)
@@ -180,6 +180,14 @@ def _refuse(subject: str, members: Collection[ProcessStat], table: Mapping[Pid, 
             reasons=tuple(reasons),
             remedy="Run ckpt from outside the workload." if ours else "",
         )
+
+
+def _runs_on(pid: Pid) -> bool:
+    """Whether threads are left of a process whose first thread has ended."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except FileNotFoundError:
+        return False
 
 
 def _ourselves_and_above(table: Mapping[Pid, ProcessStat]) -> set[Pid]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ckpt.model.clocks import Clocks, PendingTimer, PendingWait
 from ckpt.model.inodes import InodeRecord
+from ckpt.model.settings import ProcessSettings
 from ckpt.model.workload import Workload
 from ckpt.units import ByteCount, CheckpointId, DeviceNumber, Digest, JobName, Nanoseconds, Pid
 
@@ -23,6 +24,11 @@ class HostFacts:
     libc: str
     criu_version: str
     ckpt_version: str
+
+    @property
+    def cpu_features(self) -> tuple[str, ...]:
+        """The kernel's words for what the CPU can do, sorted, each once; none where the host did not tell."""
+        return tuple(sorted(set(self.cpu_flags)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +149,8 @@ class Checkpoint:
 
     `created_ns` is CLOCK_REALTIME at the freeze. `image_sets` are in the order of `workload.trees`.
     `frozen_ns` is from the freeze of the first task to the thaw of the last. `saved_directories` are those whose
-    files were all saved: what else is in them at a restore was not there.
+    files were all saved: what else is in them at a restore was not there. `settings` are of the living processes, each
+    at most once.
     """
 
     job: JobName | None
@@ -164,6 +171,7 @@ class Checkpoint:
     saved_files: tuple[SavedFile, ...]
     saved_directories: tuple[str, ...]
     volumes: tuple[Volume, ...]
+    settings: tuple[ProcessSettings, ...]
 
     @property
     def image_bytes(self) -> ByteCount:

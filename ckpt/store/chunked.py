@@ -11,7 +11,7 @@ from typing import Final
 
 from ckpt.codec.frame import HEADER_BYTES, Kind
 from ckpt.codec.limits import BODY_SLACK_BYTES
-from ckpt.codec.objects import digest_of
+from ckpt.codec.objects import chunk_digests, digest_of
 from ckpt.codec.v1 import Chunk, ChunkedCheckpoint, ChunkedFile
 from ckpt.errors import ObjectCorrupt, ObjectMissing
 from ckpt.model.checkpoint import StoredFile
@@ -20,7 +20,7 @@ from ckpt.store.backend import Backend
 from ckpt.store.compress import from_object
 from ckpt.store.contents import Piece
 from ckpt.store.packs import LOST_REMEDY
-from ckpt.units import ByteCount, Digest
+from ckpt.units import CHUNK_BYTES, ByteCount, Digest
 
 _ZEROS_KEPT: Final = 16
 
@@ -87,6 +87,27 @@ class ChunkedContents:
     def read(self, file: StoredFile, piece: Piece) -> bytes:
         """The verified bytes of a piece."""
         return self._chunks.read(self._chunked(file).chunks[piece.number])
+
+    def read_range(self, file: StoredFile, offset: int, size: int) -> bytes:
+        """The verified bytes from `offset` on; every chunk that has some of them is read whole."""
+        end = offset + size
+        return b"".join(
+            self.read(file, piece)[max(0, offset - piece.offset) : end - piece.offset]
+            for piece in self.pieces(file)
+            if piece.offset < end and offset < piece.offset + piece.size_bytes
+        )
+
+    def page_digests(self, file: StoredFile) -> bytes:
+        """The digests of the pages of the file: its chunks are larger, so that all of it is read."""
+        digests, rest = [], b""
+        for piece in self.pieces(file):
+            plain = rest + self.read(file, piece)
+            whole = len(plain) // CHUNK_BYTES * CHUNK_BYTES
+            digests += chunk_digests(plain[:whole])
+            rest = plain[whole:]
+        if rest:
+            digests += chunk_digests(rest.ljust(CHUNK_BYTES, b"\0"))
+        return b"".join(digests)
 
     def _chunked(self, file: StoredFile) -> ChunkedFile:
         return self._files[file.root]

@@ -63,6 +63,12 @@ class Contents(Protocol):
             ObjectCorrupt: damaged.
         """
 
+    def read_range(self, file: StoredFile, offset: int, size: int) -> bytes:
+        """The verified bytes from `offset` on, all of which the file has; raises what read() and pieces() do."""
+
+    def page_digests(self, file: StoredFile) -> bytes:
+        """The digests of the chunks of the file in order, one after another; raises what read_range() does."""
+
 
 class PlacedContents:
     """The files of a checkpoint, by its placement. Fits Contents."""
@@ -72,6 +78,7 @@ class PlacedContents:
         self.placement = placement
         self._files = {file.root: file for file in placement.files}
         self._checked: tuple[str, list[bytes]] = ("", [])
+        self._proved: set[str] = set()
 
     def pieces(self, file: StoredFile) -> Iterator[Piece]:
         """The parts of the file, in order; the root is compared before the first."""
@@ -87,6 +94,27 @@ class PlacedContents:
         first, count = piece.offset // CHUNK_BYTES, -(-piece.size_bytes // CHUNK_BYTES)
         chunks = self.verified(self.placed(file), first, count)
         return chunks if len(chunks) == piece.size_bytes else chunks[: piece.size_bytes]
+
+    def read_range(self, file: StoredFile, offset: int, size: int) -> bytes:
+        """The verified bytes from `offset` on; the root is compared before the first."""
+        placed = self._proved_file(file)
+        first, end = offset // CHUNK_BYTES, -(-(offset + size) // CHUNK_BYTES)
+        parts = []
+        while first < end:
+            # To the end of a piece: what is read next begins where a blob does.
+            count = min(end, (first // PIECE_CHUNKS + 1) * PIECE_CHUNKS) - first
+            parts.append(self.verified(placed, first, count))
+            first += count
+        skipped = offset % CHUNK_BYTES
+        return b"".join(parts)[skipped : skipped + size]
+
+    def page_digests(self, file: StoredFile) -> bytes:
+        """The digests of the chunks of the file, compared with its root."""
+        placed = self._proved_file(file)
+        return b"".join(
+            bytes(self.digests(placed, first, min(PIECE_CHUNKS, placed.chunk_count - first)))
+            for first in range(0, placed.chunk_count, PIECE_CHUNKS)
+        )
 
     def placed(self, file: StoredFile) -> PlacedFile:
         """Where the file lies.
@@ -115,6 +143,8 @@ class PlacedContents:
         if (found := digest.root()) != file.root:
             raise self._damaged(f"the chunks that it names give the root {found} where {file.root} belongs")
         self._checked = file.root, kept
+        # The placement stays, and a pack's list is proved by its name: what they tell later is the same.
+        self._proved.add(file.root)
 
     def verified(self, file: PlacedFile, first: int, count: int) -> bytes | bytearray:
         """The bytes of chunks, compared with the digests that check_root() has compared."""
@@ -133,6 +163,12 @@ class PlacedContents:
                 f"{found[wrong].hex()}, which is not its own",
             )
         return chunks
+
+    def _proved_file(self, file: StoredFile) -> PlacedFile:
+        placed = self.placed(file)
+        if file.root not in self._proved:
+            self.check_root(placed)
+        return placed
 
     def _expected(self, file: PlacedFile, first: int, count: int) -> bytes | bytearray:
         root, kept = self._checked

@@ -14,6 +14,7 @@ from typing import Final
 
 from ckpt.errors import CkptError, OsRefused
 from ckpt.model.checkpoint import StoredFile
+from ckpt.model.progress import Progress
 from ckpt.store.contents import PIECE_CHUNKS, Contents, Piece
 from ckpt.store.memory import keep_freed_memory
 from ckpt.store.parallel import each
@@ -28,7 +29,7 @@ _LOOK_BYTES: Final = 64
 _ZEROS: Final = bytes(CHUNK_BYTES)
 
 
-def fetch(contents: Contents, file: StoredFile, path: str) -> None:
+def fetch(contents: Contents, file: StoredFile, path: str, progress: Progress) -> None:
     """Write the file to `path`, replacing what is there; nothing remains of it if that fails.
 
     Raises:
@@ -42,7 +43,7 @@ def fetch(contents: Contents, file: StoredFile, path: str) -> None:
     try:
         fd = _open_target(path)
         try:
-            _write(contents, file, pieces, fd)
+            _write(contents, file, pieces, fd, progress)
             os.fchmod(fd, file.mode & _MODE_BITS)
         except BaseException:
             with suppress(OSError):
@@ -63,22 +64,25 @@ def _open_target(path: str) -> int:
     raise OSError(errno.EINVAL, "not a regular file", path)
 
 
-def _write(contents: Contents, file: StoredFile, pieces: Iterator[Piece], fd: int) -> None:
+def _write(
+    contents: Contents, file: StoredFile, pieces: Iterator[Piece], fd: int, progress: Progress
+) -> None:
     os.ftruncate(fd, 0)  # what was there must not show through the holes
     os.ftruncate(fd, file.size_bytes)
 
-    def write(piece: Piece) -> None:
+    def write(piece: Piece) -> int:
         plain = contents.read(file, piece)
         for start, end in _without_zeros(plain):
             _pwrite(fd, memoryview(plain)[start:end], piece.offset + start)
+        return piece.size_bytes
 
     if file.size_bytes > _SMALL_BYTES:
         keep_freed_memory()
-        for _ in each(pieces, write):
-            pass
+        for size_bytes in each(pieces, write):
+            progress.moved(size_bytes)
     else:  # most image files are small: a pool of threads would take longer than they do
         for piece in pieces:
-            write(piece)
+            progress.moved(write(piece))
 
 
 def _without_zeros(plain: bytes | bytearray) -> Iterator[tuple[int, int]]:

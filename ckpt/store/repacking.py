@@ -17,6 +17,7 @@ from ckpt.codec.objects import chunk_digests
 from ckpt.codec.pack import DIGEST_BYTES, BlobKind, PackList, damaged
 from ckpt.codec.placement import Layer, PackRef, PlacedFile, Placement
 from ckpt.errors import CkptError
+from ckpt.model.progress import UNWATCHED, Progress
 from ckpt.store import layout
 from ckpt.store.backend import Backend, Lease
 from ckpt.store.building import PackBuilder, PackTable
@@ -42,8 +43,9 @@ _Moves = dict[int, tuple[int, int]]
 class Repacking:
     """One pass over the packs. Other writers and readers may be at work."""
 
-    def __init__(self, backend: Backend, vault: Vault, packs: Packs) -> None:
+    def __init__(self, backend: Backend, vault: Vault, packs: Packs, progress: Progress = UNWATCHED) -> None:
         self._backend = backend
+        self._progress = progress
         self._vault = vault
         self._packs = packs
         self._objects = Objects(backend, vault)
@@ -53,6 +55,8 @@ class Repacking:
         """Write wasteful packs anew; gives the bytes of what was written."""
         wasteful = [ref for ref in needs.packs.values() if self.waste(ref, needs) >= WASTE_MAX]
         wasteful.sort(key=lambda ref: ref.name)
+        for ref in wasteful:
+            self._progress.expect(needs.chunks[ref.name].bit_count() * CHUNK_BYTES)
         return sum(
             self._repack(wasteful[at : at + _PACKS_AT_ONCE], needs, kept, lease)
             for at in range(0, len(wasteful), _PACKS_AT_ONCE)
@@ -95,6 +99,7 @@ class Repacking:
                 needed = (bits >> (number * BLOB_CHUNKS_MAX)) & ((1 << entry.chunks) - 1)
                 if needed:
                     moves.update(self._move_blob(ref, number, needed, builder))
+                    self._progress.moved(needed.bit_count() * CHUNK_BYTES)
         except CkptError:
             # Damaged: what was moved of it so far is not needed, and the pack stays.
             return {}

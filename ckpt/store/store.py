@@ -14,8 +14,9 @@ from typing import Final
 
 from ckpt.codec.records import Signature, StoreConfig
 from ckpt.codec.v1 import ChunkedCheckpoint
-from ckpt.errors import CkptError, ObjectMissing
+from ckpt.errors import CkptError, ObjectCorrupt, ObjectMissing
 from ckpt.model.checkpoint import StoredFile
+from ckpt.model.progress import UNWATCHED, Progress
 from ckpt.model.reports import Problem, StoredCheckpoint, StoreStatistics, SweepReport, VerifyReport
 from ckpt.store import layout, upgrading
 from ckpt.store.backend import Backend
@@ -35,11 +36,17 @@ from ckpt.store.verify import Verification
 from ckpt.store.writer import Writer
 from ckpt.units import CheckpointId, Nanoseconds, Tag
 
+RANGE_BYTES_MAX: Final = 16 << 20
+"""The most of a file that read_range() gives at once."""
+
 _PIECES_IN_ORDER_FROM: Final = 1 << 20
 
 
 class Store:
-    """Checkpoints in a backend whose config was read: see opening.open_store and opening.open_local."""
+    """Checkpoints in a backend whose config was read: see opening.open_store and opening.open_local.
+
+    `progress` is told of the bytes of files as they are stored, fetched, streamed, checked and written anew.
+    """
 
     def __init__(
         self,
@@ -61,6 +68,7 @@ class Store:
         self._trust = trust
         self._signatures = Signatures(backend, self._vault, trust)
         self._opened: tuple[CheckpointId, Contents] | None = None
+        self.progress: Progress = UNWATCHED
 
     @property
     def place(self) -> str:
@@ -100,7 +108,15 @@ class Store:
         sign = self._signatures.signer(_now)
         with ExitStack() as stack:
             lease = stack.enter_context(self._backend.lease())
-            writer = Writer(self._backend, self._vault, self._packs, lease, parent=parent, sign=sign)
+            writer = Writer(
+                self._backend,
+                self._vault,
+                self._packs,
+                lease,
+                parent=parent,
+                sign=sign,
+                progress=self.progress,
+            )
             try:
                 yield writer
             finally:
@@ -179,13 +195,13 @@ class Store:
         """
         contents = self.contents(checkpoint)
         try:
-            fetch(contents, file, path)
+            fetch(contents, file, path, self.progress)
         except ObjectMissing:
             # Packs may have been written anew since: then a newer placement says where it is now.
             self._opened = None
             if not self._moved(contents, checkpoint):
                 raise
-            fetch(self.contents(checkpoint), file, path)
+            fetch(self.contents(checkpoint), file, path, self.progress)
 
     def stream(self, checkpoint: CheckpointId, file: StoredFile) -> Iterator[bytes]:
         """The verified bytes of a file in order, at most 1 MiB at once (16 MiB of one of version 1).
@@ -201,6 +217,7 @@ class Store:
                 for plain in _in_order(contents, file, done):
                     yield plain
                     done += 1
+                    self.progress.moved(len(plain))
             except ObjectMissing:
                 # Packs may have been written anew since: then a newer placement says where it is now.
                 self._opened = None
@@ -209,6 +226,33 @@ class Store:
                 contents = self.contents(checkpoint)
             else:
                 return
+
+    def read_range(self, checkpoint: CheckpointId, file: StoredFile, offset: int, size: int) -> bytes:
+        """The verified bytes of a file from `offset` on, at most RANGE_BYTES_MAX at once; no more of it is read than must be.
+
+        Raises:
+            ObjectMissing: something that it needs is not there.
+            ObjectCorrupt: damaged, or whoever asks believes the file to be longer than it is.
+        """
+        assert 0 <= size <= RANGE_BYTES_MAX
+        if not 0 <= offset <= file.size_bytes - size:
+            raise ObjectCorrupt(
+                kind="file",
+                name=file.name,
+                reason=f"it has {file.size_bytes} bytes, and {size} are looked for at byte {offset}",
+            )
+        return self._read(checkpoint, lambda contents: contents.read_range(file, offset, size))
+
+    def page_digests(self, checkpoint: CheckpointId, file: StoredFile) -> bytes:
+        """The SHA-256 of each CHUNK_BYTES of a file, one after another; the last ones are filled up with zeros.
+
+        Its content is not read, but for checkpoints of version 1.
+
+        Raises:
+            ObjectMissing: something that it needs is not there.
+            ObjectCorrupt: damaged.
+        """
+        return self._read(checkpoint, lambda contents: contents.page_digests(file))
 
     def contents(self, checkpoint: CheckpointId) -> Contents:
         """The files of a checkpoint; those of the last one are kept.
@@ -257,7 +301,7 @@ class Store:
             Locked: others did not let go in time.
         """
         self.upgrade()
-        return Sweep(self._backend, self._vault, self._packs).run(
+        return Sweep(self._backend, self._vault, self._packs, self.progress).run(
             checkpoints, patient=True, repack=True, spare_tagged=spare_tagged
         )
 
@@ -269,7 +313,7 @@ class Store:
         """Read and check the named checkpoints, or everything; collects what is wrong and goes on."""
         # What is remembered of packs proves nothing of what is on the disk.
         packs = Packs(self._backend, self._vault)
-        return Verification(self._backend, self._vault, packs).run(checkpoints)
+        return Verification(self._backend, self._vault, packs, self.progress).run(checkpoints)
 
     def statistics(self) -> StoreStatistics:
         """What the store holds and takes.
@@ -342,6 +386,17 @@ class Store:
             if isinstance(manifest, ChunkedCheckpoint):
                 return ChunkedContents(self._backend, manifest)
         return PlacedContents(self._packs, self._objects.placement_of(checkpoint))
+
+    def _read(self, checkpoint: CheckpointId, read: Callable[[Contents], bytes]) -> bytes:
+        contents = self.contents(checkpoint)
+        try:
+            return read(contents)
+        except ObjectMissing:
+            # Packs may have been written anew since: then a newer placement says where it is now.
+            self._opened = None
+            if not self._moved(contents, checkpoint):
+                raise
+            return read(self.contents(checkpoint))
 
     def _moved(self, contents: Contents, checkpoint: CheckpointId) -> bool:
         """Whether another placement counts now than the one that was read."""

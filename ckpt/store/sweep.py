@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ckpt.errors import ObjectMissing
+from ckpt.model.progress import UNWATCHED, Progress
 from ckpt.model.reports import SweepReport
 from ckpt.store import layout
 from ckpt.store.backend import Backend
@@ -26,8 +27,9 @@ from ckpt.units import ByteCount, CheckpointId
 class Sweep:
     """One sweep."""
 
-    def __init__(self, backend: Backend, vault: Vault, packs: Packs) -> None:
+    def __init__(self, backend: Backend, vault: Vault, packs: Packs, progress: Progress = UNWATCHED) -> None:
         self._backend = backend
+        self._progress = progress
         self._vault = vault
         self._packs = packs
         self._objects = Objects(backend, vault)
@@ -109,7 +111,8 @@ class Sweep:
         needs = Needs()
         mark(self._objects, kept, needs)
         with self._backend.lease() as lease:
-            return Repacking(self._backend, self._vault, self._packs).run(needs, kept, lease)
+            repacking = Repacking(self._backend, self._vault, self._packs, self._progress)
+            return repacking.run(needs, kept, lease)
 
     def _delete_all(self, removed: tuple[CheckpointId, ...]) -> None:
         # With nobody else at work: checkpoints may have come since, or gone and come again.

@@ -35,6 +35,7 @@ def transfer(source: Store, target: Store, checkpoint: CheckpointId) -> Transfer
             reason="it is kept in the format of version 1, in which checkpoints cannot be moved",
             remedy="Restore it, and dump it again.",
         )
+    target.progress.expect(sum(file.size_bytes for file in content.files))
     with target.writer(_parent_in(target, content)) as writer:
         for file in content.files:
             placed = contents.placed(file)

@@ -21,6 +21,7 @@ from ckpt.codec.records import Receipt, TagMark
 from ckpt.codec.v1 import Chunk, ChunkedCheckpoint
 from ckpt.errors import CkptError, ObjectCorrupt, ObjectMissing
 from ckpt.model.checkpoint import Checkpoint
+from ckpt.model.progress import UNWATCHED, Progress
 from ckpt.model.reports import Problem, VerifyReport
 from ckpt.store import layout
 from ckpt.store.backend import Backend
@@ -51,9 +52,10 @@ class _Piece(NamedTuple):
 class Verification:
     """One reading of a store, or of some of its checkpoints."""
 
-    def __init__(self, backend: Backend, vault: Vault, packs: Packs) -> None:
+    def __init__(self, backend: Backend, vault: Vault, packs: Packs, progress: Progress = UNWATCHED) -> None:
         self._backend = backend
         self._packs = packs
+        self._progress = progress
         self._objects = Objects(backend, vault)
         self._catalogue = Catalogue(backend, vault)
         self._tags = Tags(backend, vault)
@@ -70,7 +72,10 @@ class Verification:
     def run(self, checkpoints: tuple[CheckpointId, ...] | None) -> VerifyReport:
         """Read the named checkpoints with their chunks; without names, every object of the store."""
         self._named = checkpoints is not None
-        for checkpoint in self._catalogue.ids() if checkpoints is None else checkpoints:
+        wanted = tuple(self._catalogue.ids()) if checkpoints is None else checkpoints
+        if self._progress.is_watched:
+            self._expect(wanted)
+        for checkpoint in wanted:
             self._noting(checkpoint, partial(self._check_checkpoint, checkpoint))
         old_unneeded: set[Digest] = set()
         if checkpoints is None:
@@ -90,6 +95,18 @@ class Verification:
             checked_bytes=ByteCount(self._bytes),
             problems=tuple(self._with_users(checkpoints)),
         )
+
+    def _expect(self, checkpoints: tuple[CheckpointId, ...]) -> None:
+        """Say how large the files of these checkpoints are; chunks that several share are passed by quickly."""
+        for checkpoint in checkpoints:
+            with suppress(CkptError):
+                manifest = self._manifest(checkpoint)
+                if isinstance(manifest, Checkpoint):  # the chunks of version 1 come at the end, by themselves
+                    self._progress.expect(sum(file.size_bytes for file in manifest.files))
+
+    def _manifest(self, checkpoint: CheckpointId) -> Checkpoint | ChunkedCheckpoint:
+        manifest = self._objects.read_manifest_as_written(checkpoint)
+        return manifest if isinstance(manifest, Checkpoint | ChunkedCheckpoint) else manifest.today()
 
     def _noting(self, subject: str, check: Callable[[], object]) -> None:
         try:
@@ -117,7 +134,7 @@ class Verification:
                 raise
 
     def _check_whole(self, checkpoint: CheckpointId) -> None:
-        manifest = self._objects.read_manifest_as_written(checkpoint)
+        manifest = self._manifest(checkpoint)
         if isinstance(manifest, ChunkedCheckpoint):
             for file in manifest.files:
                 for chunk in file.chunks:
@@ -125,7 +142,6 @@ class Verification:
                     if checkpoint not in needed_by[-1:]:
                         needed_by.append(checkpoint)
         else:
-            manifest = manifest if isinstance(manifest, Checkpoint) else manifest.today()
             self._check_files(checkpoint, manifest)
         self._noting(layout.receipt(checkpoint), partial(self._check_receipt, checkpoint, manifest))
 
@@ -144,11 +160,13 @@ class Verification:
 
     def _problems_of(self, contents: PlacedContents, manifest: Checkpoint) -> Iterator[CkptError]:
         for file in manifest.files:
+            passed = 0
             try:
                 placed = contents.placed(file)
                 contents.check_root(placed)
             except CkptError as error:
                 yield error
+                self._progress.moved(file.size_bytes)
                 continue
             for piece, outcome in each(self._unchecked(contents, placed), _read):
                 if outcome is None:
@@ -156,6 +174,12 @@ class Verification:
                     self._bytes += piece.length * CHUNK_BYTES
                 else:
                     yield outcome
+                # The pieces of one MiB come layer by layer: where the last of them ends does not tell.
+                begin = piece.start // PIECE_CHUNKS * PIECE_CHUNKS * CHUNK_BYTES
+                if begin > passed:
+                    self._progress.moved(begin - passed)
+                    passed = begin
+            self._progress.moved(file.size_bytes - passed)
 
     def _unchecked(self, contents: PlacedContents, file: PlacedFile) -> Iterator[_Piece]:
         """The chunks of a file that no checkpoint before had, by the topmost layer of each.

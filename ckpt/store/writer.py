@@ -23,6 +23,7 @@ from ckpt.codec.placement import PlacedFile, Placement, fits
 from ckpt.codec.records import Receipt, Signature
 from ckpt.errors import CkptError, ObjectCorrupt, ObjectMissing, OsRefused
 from ckpt.model.checkpoint import AddressRun, Checkpoint, StoredFile
+from ckpt.model.progress import Progress
 from ckpt.store import layout
 from ckpt.store.backend import Backend, Lease
 from ckpt.store.building import PackBuilder, PackTable
@@ -62,6 +63,7 @@ class Writer:
         *,
         parent: CheckpointId | None,
         sign: Sign | None,
+        progress: Progress,
     ) -> None:
         self._backend = backend
         self._objects = Objects(backend, vault)
@@ -69,6 +71,7 @@ class Writer:
         self._vault = vault
         self._lease = lease
         self._sign = sign
+        self._progress = progress
         self._pool = ThreadPoolExecutor(WORKERS, "store")
         self._table = PackTable()
         self._builder = PackBuilder(backend, vault, self._pool, self._table, lease)
@@ -207,8 +210,12 @@ class Writer:
         aligned = self._parent.aligned(name, size_bytes, addresses) if self._parent else None
         examiner = Examiner(source, aligned)
         file = FileBuilder(size_bytes, self._builder, self._recent, self._similar, self._parent)
+        left = size_bytes
         for examined in self._examined(examiner, size_bytes):
             file.place(examined)
+            part = min(left, examined.count * CHUNK_BYTES)
+            self._progress.moved(part)
+            left -= part
         placed = file.finish(addresses)
         self._placed[placed.root, placed.size_bytes] = placed
         return StoredFile(name=name, size_bytes=ByteCount(size_bytes), mode=mode, root=placed.root)

@@ -7,6 +7,8 @@ import sys
 
 import freeze
 import inodes
+import preflight
+import start
 import store
 
 
@@ -19,6 +21,8 @@ def main() -> int:
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     freeze.register(commands)
     inodes.register(commands)
+    preflight.register(commands)
+    start.register(commands)
     store.register(commands)
     arguments = parser.parse_args()
     return arguments.run(arguments)

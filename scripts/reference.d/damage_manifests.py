@@ -106,6 +106,9 @@ def _written(base: Base, sets: Sets) -> None:
     def cgroup(key: str, content: object) -> Callable[[Document], object]:
         return lambda document: document["value"]["workload"]["cgroups"][0].__setitem__(key, content)
 
+    def cpus(content: object) -> Callable[[Document], object]:
+        return lambda document: document["value"]["settings"][0]["threads"][0].__setitem__("cpus", content)
+
     def root(content: object) -> Callable[[Document], object]:
         return lambda document: document["value"]["workload"]["trees"][0].__setitem__("root", content)
 
@@ -158,9 +161,9 @@ def _written(base: Base, sets: Sets) -> None:
         "lying-count",
         "a list that claims four thousand million items",
         lambda document: (
-            packed(document | {"value": document["value"] | {"volumes": []}})[:-1] + b"\xdd\xff\xff\xff\xff"
+            packed(document | {"value": document["value"] | {"settings": []}})[:-1] + b"\xdd\xff\xff\xff\xff"
         ),
-        "volumes: a list of 4294967295 items",
+        "settings: a list of 4294967295 items",
     )
     add(
         "name-climbs",
@@ -240,6 +243,30 @@ def _written(base: Base, sets: Sets) -> None:
         "a file that was seen under the number 0",
         kept("inodes", "seen", {"device": 1, "inode": 0}),
         "inodes[0].seen.inode: 0, which no file has",
+    )
+    add(
+        "settings-twice",
+        "settings of one process twice",
+        lambda document: document["value"].update(settings=2 * document["value"]["settings"]),
+        "settings[1].pid: ",
+    )
+    add(
+        "autogroup-nicer-than-nice",
+        "a nice value that there is not",
+        kept("settings", "autogroup_nice", 20),
+        "settings[0].autogroup_nice: 20 is not between -20 and 19",
+    )
+    add(
+        "cpus-backwards",
+        "CPUs from 3 to 2",
+        cpus([{"first": 3, "last": 2}]),
+        "settings[0].threads[0].cpus[0].last: 2 is not between 3 and 65535",
+    )
+    add(
+        "cpus-without-end",
+        "more CPUs than fit into memory",
+        cpus([{"first": 0, "last": 1 << 40}]),
+        "settings[0].threads[0].cpus[0].last: 1099511627776 is not between 0 and 65535",
     )
     add("cgroup-climbs", "a cgroup outside", cgroup("path", "/a/../.."), "cgroups[0].path: '/a/../..' is not")
     add(

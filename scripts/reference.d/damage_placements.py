@@ -320,14 +320,14 @@ def _lying(base: Base, sets: Sets) -> None:
         others,
     )
     outside = Layer(
-        starts=array("I", [0]), counts=array("I", [30]), packs=array("I", [0]), chunks=array("I", [20])
+        starts=array("I", [0]), counts=array("I", [20]), packs=array("I", [0]), chunks=array("I", [30])
     )
     add(
         "run-too-long-for-its-blob",
         "chunks that the pack does not have",
         with_layers(outside),
         CORRUPT,
-        "it has no chunks from 20 to 49",
+        "it has no chunks from 30 to 49",
         subject=first.name,
     )
     add(

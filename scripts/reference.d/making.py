@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from fakes.checkpoints import CREATED, WORKLOAD, a_checkpoint
+from fakes.checkpoints import CREATED, SETTINGS, WORKLOAD, a_checkpoint
 from reference.stores import IMAGES, expected_of, fetched, objects_in, opened
 
 from ckpt.codec.frame import Kind
@@ -123,7 +123,9 @@ def of_process(pid: int, checkpoint: Checkpoint) -> Checkpoint:
     tree = dataclasses.replace(tree, root=Pid(pid), processes=(process,))
     images = dataclasses.replace(checkpoint.image_sets[0], root=Pid(pid))
     workload = dataclasses.replace(checkpoint.workload, trees=(tree,))
-    return dataclasses.replace(checkpoint, workload=workload, image_sets=(images,))
+    thread = dataclasses.replace(SETTINGS.threads[1], thread=Pid(pid))
+    settings = dataclasses.replace(SETTINGS, pid=Pid(pid), threads=(thread,))
+    return dataclasses.replace(checkpoint, workload=workload, image_sets=(images,), settings=(settings,))
 
 
 @contextlib.contextmanager

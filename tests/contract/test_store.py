@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from dataclasses import replace
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 from fakes.backends import MemoryBackend
 from fakes.checkpoints import a_checkpoint
+from fakes.old_store import an_old_store
 
-from ckpt.errors import AmbiguousRef, BadName, ObjectMissing, OsRefused
+from ckpt.errors import AmbiguousRef, BadName, ObjectCorrupt, ObjectMissing, OsRefused
 from ckpt.flow import ports
+from ckpt.store.contents import PlacedContents
 from ckpt.store.opening import open_local, open_store
 from ckpt.store.store import Store
 from ckpt.units import CHUNK_BYTES, CheckpointId, Digest, Tag
@@ -307,3 +310,55 @@ def test_a_stream_gives_the_bytes_in_order_and_takes_them(store: Store, files: d
 def test_a_stream_that_ends_early_is_refused(store: Store) -> None:
     with store.writer() as writer, pytest.raises(OsRefused, match="3 bytes before its end"):
         writer.add_stream(io.BytesIO(b"abc").read, name="x", size_bytes=6, mode=0o600)
+
+
+def test_any_range_of_a_file_is_read_without_the_rest(store: Store, files: dict[str, Path]) -> None:
+    checkpoint = put(store, files)
+    file = next(
+        file for file in store.load(checkpoint).checkpoint.image_sets[0].files if file.name == "pages-1.img"
+    )
+    ranges = ((0, 1), (4095, 2), (MIB - 10, 20), (8192, 0), (5000, MIB + 9000), (len(BIG) - 3, 3))
+    for offset, size in ranges:
+        assert store.read_range(checkpoint, file, offset, size) == BIG[offset : offset + size]
+    for offset, size in ((len(BIG) - 3, 4), (len(BIG) + 1, 0), (-1, 1)):
+        with pytest.raises(ObjectCorrupt, match=f"{len(BIG)} bytes"):
+            store.read_range(checkpoint, file, offset, size)
+
+
+def test_the_digests_of_pages_are_those_of_their_bytes(store: Store, files: dict[str, Path]) -> None:
+    checkpoint = put(store, files)
+    for file in store.load(checkpoint).checkpoint.image_sets[0].files:
+        content = files[file.name].read_bytes()
+        pages = [content[at : at + CHUNK_BYTES] for at in range(0, len(content), CHUNK_BYTES)]
+        expected = [hashlib.sha256(page.ljust(CHUNK_BYTES, b"\0")).digest() for page in pages]
+        assert store.page_digests(checkpoint, file) == b"".join(expected)
+
+
+def test_a_range_and_the_digests_of_a_file_of_version_1_are_read_too() -> None:
+    disk, checkpoints = an_old_store()
+    store = open_store(MemoryBackend(disk), create=False)
+    for checkpoint, contents in checkpoints.items():
+        for file in store.load(checkpoint).checkpoint.image_sets[0].files:
+            content = contents[file.name]
+            assert store.read_range(checkpoint, file, 0, len(content)) == content
+            assert (
+                store.read_range(checkpoint, file, len(content) // 3, len(content) // 2)
+                == (content[len(content) // 3 :][: len(content) // 2])
+            )
+            pages = [content[at : at + CHUNK_BYTES] for at in range(0, len(content), CHUNK_BYTES)]
+            assert store.page_digests(checkpoint, file) == b"".join(
+                hashlib.sha256(page.ljust(CHUNK_BYTES, b"\0")).digest() for page in pages
+            )
+
+
+def test_a_range_of_damaged_pages_is_refused(store: Store, files: dict[str, Path]) -> None:
+    checkpoint = put(store, files)
+    file = next(
+        file for file in store.load(checkpoint).checkpoint.image_sets[0].files if file.name == "pages-1.img"
+    )
+    contents = store.contents(checkpoint)
+    assert isinstance(contents, PlacedContents)
+    read_blob = contents._packs.blob
+    contents._packs.blob = lambda pack, number: b"x" + read_blob(pack, number)[1:]  # type: ignore[method-assign]
+    with pytest.raises(ObjectCorrupt):
+        store.read_range(checkpoint, file, 0, 10)

@@ -20,6 +20,7 @@ from ckpt.model.checkpoint import (
 )
 from ckpt.model.clocks import Clocks, PendingTimer, PendingWait, TimeOffsets, TimerKind
 from ckpt.model.inodes import DigestState, FileKind, FileSystem, Identity, InodeRecord, Role, RoleKind
+from ckpt.model.settings import CpuRange, ProcessSettings, ThreadSettings
 from ckpt.model.workload import (
     CgroupRecord,
     CgroupSetting,
@@ -83,6 +84,21 @@ WAIT = PendingWait(
     call="clock_nanosleep",
     clock="CLOCK_MONOTONIC",
     left_ns=Nanoseconds(1_250_000_000),
+)
+
+SETTINGS = ProcessSettings(
+    pid=Pid(4242),
+    coredump_filter=0x7F,
+    autogroup_nice=-5,
+    threads=(
+        ThreadSettings(thread=Pid(4242), cpus=(), io_priority=0, timer_slack_ns=Nanoseconds(50_000)),
+        ThreadSettings(
+            thread=Pid(4243),
+            cpus=(CpuRange(first=0, last=3), CpuRange(first=8, last=8)),
+            io_priority=3 << 13,
+            timer_slack_ns=None,
+        ),
+    ),
 )
 
 OPTIONS = DumpOptions(
@@ -295,4 +311,5 @@ def a_checkpoint(
                 ),
             )
         ),
+        settings=(SETTINGS,),
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fakes.checkpoints import INODE
 from fakes.values import CLOCKS, HOST, a_saved_file, a_tree, an_image_file
 
+from ckpt.codec.objects import ZERO_DIGEST
 from ckpt.errors import DumpFailed, NoSpace, ObjectMissing, RestoreFailed
 from ckpt.model.checkpoint import (
     AddressRun,
@@ -27,11 +28,13 @@ from ckpt.model.checkpoint import (
     Volume,
 )
 from ckpt.model.clocks import Clocks, PendingTimer, PendingWait, Resumption
+from ckpt.model.findings import Finding
 from ckpt.model.inodes import FileChange, InodeMethod, InodeOutcome, InodeRecord
 from ckpt.model.reports import StoredCheckpoint
+from ckpt.model.settings import ProcessSettings
 from ckpt.model.target import Target, TargetRef
 from ckpt.model.workload import ExternalMount, OutsideFile, Tree, Workload
-from ckpt.units import ByteCount, CheckpointId, DeviceNumber, JobName, Nanoseconds, Pid, Tag
+from ckpt.units import CHUNK_BYTES, ByteCount, CheckpointId, DeviceNumber, JobName, Nanoseconds, Pid, Tag
 
 
 class InjectedError(Exception):
@@ -179,6 +182,7 @@ class FakeView:
     trees: tuple[Tree, ...]
     clocks: Clocks = CLOCKS
     waits: tuple[PendingWait, ...] = ()
+    settings: tuple[ProcessSettings, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -186,7 +190,10 @@ class FakeInspector:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def survey(self, target: Target) -> FakeView:
+    def check(self, target: Target, options: DumpOptions) -> tuple[Finding, ...]:
+        return ()
+
+    def survey(self, target: Target, options: DumpOptions, *, force: bool) -> FakeView:
         self.world.step("survey")
         if self.world.roots_replaced:
             self.world.roots_replaced -= 1
@@ -197,7 +204,7 @@ class FakeInspector:
         assert not self.world.frozen
         return survey
 
-    def confirm(self, survey: FakeView, cgroup: str, *, tcp_established: bool) -> FakeView:
+    def confirm(self, survey: FakeView, cgroup: str) -> FakeView:
         assert self.world.frozen
         self.world.step("confirm")
         return FakeView(self.world.trees)
@@ -324,6 +331,7 @@ class FakeSession:
         resumption: Resumption,
         waits: tuple[PendingWait, ...],
         timers: tuple[PendingTimer, ...],
+        settings: tuple[ProcessSettings, ...],
     ) -> Pid:
         self.world.half_restored += 1
         self.world.step(f"restore {tree.root}")
@@ -568,6 +576,14 @@ class FakeStore:
         self.world.step(f"fetch {path}")
         if self.world.fail_at == "full disk":
             raise NoSpace(place=path, available_bytes=0, needed_bytes=1)
+
+    def read_range(self, checkpoint: CheckpointId, file: StoredFile, offset: int, size: int) -> bytes:
+        self.world.step(f"read {size} bytes of {file.name}")
+        return bytes(size)
+
+    def page_digests(self, checkpoint: CheckpointId, file: StoredFile) -> bytes:
+        self.world.step(f"read digests of {file.name}")
+        return ZERO_DIGEST * -(-file.size_bytes // CHUNK_BYTES)
 
     def tag(self, checkpoint: CheckpointId, tag: Tag) -> None:
         self.world.step(f"tag {tag}")

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -219,10 +219,16 @@ class Redis(Program):
         ]
 
     def await_ready(self) -> None:
-        await_condition(self._socket.exists, f"{self._socket} to be there")
+        await_condition(self._listens, f"{self._socket} to be listened on")
         commands = [("SET", f"key:{number}", f"value {number}" * 20) for number in range(self.keys)]
         assert self._ask(*commands) == ["OK"] * self.keys
         self._ask(("INCR", "counter"))
+
+    def _listens(self) -> bool:
+        # Its name is there before it listens.
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            return self._ask(("PING",)) == ["PONG"]
+        return False
 
     def progress(self) -> int:
         return int(self._ask(("GET", "counter"))[0])

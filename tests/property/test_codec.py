@@ -36,6 +36,7 @@ from ckpt.model.checkpoint import (
     Volume,
 )
 from ckpt.model.inodes import Identity
+from ckpt.model.settings import ProcessSettings, ThreadSettings, cpu_ranges
 from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.store import layout
 from ckpt.store.compress import BlobCompressor, from_blob, from_object, to_object
@@ -85,7 +86,7 @@ def values_of(type_: typing.Any) -> st.SearchStrategy[typing.Any]:
 
 
 def fitting(checkpoint: Checkpoint) -> Checkpoint:
-    """With as many image sets as trees, and directories that are paths."""
+    """With as many image sets as trees, directories that are paths, and settings of distinct processes."""
     count = min(len(checkpoint.image_sets), len(checkpoint.workload.trees))
     workload = dataclasses.replace(checkpoint.workload, trees=checkpoint.workload.trees[:count])
     directories = tuple(f"/{number}" for number, _ in enumerate(checkpoint.saved_directories))
@@ -94,6 +95,7 @@ def fitting(checkpoint: Checkpoint) -> Checkpoint:
         workload=workload,
         image_sets=checkpoint.image_sets[:count],
         saved_directories=directories,
+        settings=tuple({process.pid: process for process in checkpoint.settings}.values()),
     )
 
 
@@ -132,6 +134,21 @@ SPECIAL[Signature] = st.builds(
     signed_ns=st.integers(**INT64),
 )
 SPECIAL[TagMark] = st.builds(TagMark, tag=labels, serial=st.integers(1, 99_999_999), checkpoint=digests)
+
+SPECIAL[ThreadSettings] = st.builds(
+    ThreadSettings,
+    thread=SCALARS[units.Pid],
+    cpus=st.sets(st.integers(0, 65_535), max_size=4).map(cpu_ranges),
+    io_priority=st.none() | st.integers(0, 0xFFFF),
+    timer_slack_ns=st.none() | st.integers(**SIZE),
+)
+SPECIAL[ProcessSettings] = st.builds(
+    ProcessSettings,
+    pid=SCALARS[units.Pid],
+    coredump_filter=st.none() | st.integers(0, (1 << 32) - 1),
+    autogroup_nice=st.none() | st.integers(-20, 19),
+    threads=values_of(typing.get_type_hints(ProcessSettings)["threads"]),
+)
 
 checkpoints = values_of(Checkpoint).map(fitting)
 DOCUMENTS = [CONFIG, MANIFEST, RECEIPT, TAG_MARK, SIGNATURE]

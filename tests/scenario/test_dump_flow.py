@@ -133,11 +133,11 @@ def test_a_moment_that_cannot_be_dumped_is_waited_out_with_the_workload_running(
     class Busy(fake.FakeInspector):
         left = moments
 
-        def confirm(self, survey: fake.FakeView, cgroup: str, *, tcp_established: bool) -> fake.FakeView:
+        def confirm(self, survey: fake.FakeView, cgroup: str) -> fake.FakeView:
             self.left -= 1
             if self.left >= 0:
                 raise NotNow(target="job web", reasons=("process 100 is just starting a program",))
-            return super().confirm(survey, cgroup, tcp_established=tcp_established)
+            return super().confirm(survey, cgroup)
 
     busy = DumpPorts(**{**_fields(ports(world)), "inspector": Busy(world)})
     if dumped:
@@ -155,7 +155,7 @@ def test_a_target_that_ends_while_it_is_frozen_is_named() -> None:
     world = fake.World()
 
     class Ended(fake.FakeInspector):
-        def confirm(self, survey: fake.FakeView, cgroup: str, *, tcp_established: bool) -> fake.FakeView:
+        def confirm(self, survey: fake.FakeView, cgroup: str) -> fake.FakeView:
             return fake.FakeView(())
 
     with pytest.raises(NoSuchTarget, match="job web"):

@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from real.ticking import await_true
 
 from ckpt.errors import CannotCheckpoint
 from ckpt.host import cgroups
-from ckpt.host.inspection import HostInspector, HostSurvey, HostView
+from ckpt.host.inspection.inspector import HostInspector, HostSurvey, HostView
+from ckpt.model.checkpoint import DumpOptions
 from ckpt.model.inodes import (
     Difference,
     DigestState,
@@ -32,6 +34,7 @@ pytestmark = [
 ]
 
 MEGABYTE = 1 << 20
+OPTIONS = DumpOptions(ghost_limit_bytes=ByteCount(64 * MEGABYTE))
 SETTLED_NS = 3_000_000_000
 FROZEN_MS_MAX = 30.0
 
@@ -56,13 +59,13 @@ def inspector_at(place: Path, limit: int = 64 * MEGABYTE) -> HostInspector:
 
 def look(holder: Holder, inspector: HostInspector) -> HostView:
     """Survey it, freeze it, confirm, and let it go on."""
-    survey = inspector.survey(holder.target)
+    survey = inspector.survey(holder.target, OPTIONS, force=False)
     with holder.frozen():
         return confirm(holder, inspector, survey)
 
 
 def confirm(holder: Holder, inspector: HostInspector, survey: HostSurvey) -> HostView:
-    return inspector.confirm(survey, holder.cgroup, tcp_established=False)
+    return inspector.confirm(survey, holder.cgroup)
 
 
 def record_of(records: tuple[InodeRecord, ...], path: Path | str) -> InodeRecord:
@@ -86,9 +89,10 @@ def settled(path: Path, content: bytes) -> Path:
 def refusals(holder: Holder, inspector: HostInspector, *, tcp_established: bool = False) -> str:
     """Why it cannot be checkpointed; "" if it can."""
     try:
-        survey = inspector.survey(holder.target)
+        options = replace(OPTIONS, tcp_established=tcp_established)
+        survey = inspector.survey(holder.target, options, force=False)
         with holder.frozen():
-            inspector.confirm(survey, holder.cgroup, tcp_established=tcp_established)
+            inspector.confirm(survey, holder.cgroup)
     except CannotCheckpoint as error:
         return "; ".join(error.reasons)
     return ""
@@ -118,7 +122,7 @@ def test_two_trees_in_one_cgroup_are_two(holder: Holder, inspector: HostInspecto
     # The middle process ends, so that its child has lost its parent.
     orphan = int(
         holder.do(
-            "p = subprocess.run(['/bin/sh', '-c', 'sleep 600 >/dev/null & echo $!'], stdout=subprocess.PIPE)\n"
+            "p = subprocess.run(['/bin/sh', '-c', 'setsid sleep 600 >/dev/null & echo $!'], stdout=subprocess.PIPE)\n"
             "answer = int(p.stdout)"
         )
     )
@@ -130,7 +134,7 @@ def test_a_process_that_came_after_the_survey_is_seen_and_one_that_went_is_not(
     holder: Holder, inspector: HostInspector
 ) -> None:
     going = int(holder.do("p = subprocess.Popen(['/bin/sleep', '600']); answer = p.pid"))
-    survey = inspector.survey(holder.target)
+    survey = inspector.survey(holder.target, OPTIONS, force=False)
     assert going in [process.pid for tree in survey.trees for process in tree.processes]
     coming = int(holder.do("p.kill(); p.wait(); answer = os.posix_spawn('/bin/sleep', ['sleep', '9'], {})"))
     with holder.frozen():
@@ -211,7 +215,7 @@ def test_a_file_that_was_opened_after_the_survey_is_recorded_in_full(
 ) -> None:
     early, late = settled(tmp_path / "early", b"1"), settled(tmp_path / "late", b"2")
     holder.do(f"held['f'] = open({str(early)!r})")
-    survey = inspector.survey(holder.target)
+    survey = inspector.survey(holder.target, OPTIONS, force=False)
     holder.do(f"held['f'].close(); held['f'] = open({str(late)!r})")
     with holder.frozen():
         view = confirm(holder, inspector, survey)
@@ -228,7 +232,7 @@ def test_an_inode_number_that_is_used_again_does_not_keep_the_old_generation(
     path = tmp_path / "rotating"
     path.write_bytes(b"old")
     holder.do(f"held['f'] = open({str(path)!r})")
-    survey = inspector.survey(holder.target)
+    survey = inspector.survey(holder.target, OPTIONS, force=False)
     holder.do(f"held['f'].close(); os.unlink({str(path)!r}); held['f'] = open({str(path)!r}, 'w+')")
     with holder.frozen():
         view = confirm(holder, inspector, survey)
@@ -323,7 +327,7 @@ def test_a_workload_sees_no_event_of_being_read_under_the_freeze(
     survey_first = inspector.inodes(look(holder, inspector))  # the libraries are digested by now
     assert survey_first
     holder.do(f"held['f'] = open({str(path)!r})")
-    survey = inspector.survey(holder.target)
+    survey = inspector.survey(holder.target, OPTIONS, force=False)
     holder.do(
         f"i = libc.inotify_init1(os.O_NONBLOCK)\nlibc.inotify_add_watch(i, {str(path)!r}.encode(), 0xfff)"
     )
@@ -424,7 +428,7 @@ def test_io_uring_is_refused_with_its_descriptor_and_what_to_do(
 def test_io_uring_that_is_opened_after_the_survey_is_refused_too(
     holder: Holder, inspector: HostInspector
 ) -> None:
-    survey = inspector.survey(holder.target)
+    survey = inspector.survey(holder.target, OPTIONS, force=False)
     fd = int(holder.do("answer = libc.syscall(425, 4, ctypes.byref(ctypes.create_string_buffer(120)))"))
     if fd < 0:
         pytest.skip("this kernel has no io_uring")
@@ -458,7 +462,7 @@ def test_an_open_connection_is_refused_without_the_option_and_a_listener_is_not(
     holder.do("a = socket.create_server(('127.0.0.1', 0))")
     assert refusals(holder, inspector) == ""
     holder.do("b = socket.create_connection(a.getsockname()); c = a.accept()")
-    assert "--tcp-established" in refusals(holder, inspector)
+    assert "an open TCP connection" in refusals(holder, inspector)
     assert refusals(holder, inspector, tcp_established=True) == ""
 
 
@@ -477,7 +481,7 @@ def test_a_traced_process_is_refused_with_its_tracer(holder: Holder, inspector: 
     assert libc.ptrace(seize, holder.pid, None, None) == 0
     try:
         with pytest.raises(CannotCheckpoint, match=f"traced by process {os.getpid()}"):
-            inspector.survey(holder.target)
+            inspector.survey(holder.target, OPTIONS, force=False)
     finally:
         assert libc.ptrace(interrupt, holder.pid, None, None) == 0
         os.waitpid(holder.pid, 0x40000000)  # __WALL
@@ -559,7 +563,7 @@ def test_a_thousand_open_files_are_confirmed_within_the_bound(
     holder.do(f"held['many'] = [open({str(tmp_path)!r} + f'/{{n}}', 'w') for n in range(1000)]")
     took_ms = []
     for _ in range(5):
-        survey = inspector.survey(holder.target)
+        survey = inspector.survey(holder.target, OPTIONS, force=False)
         with holder.frozen():
             began = time.monotonic_ns()
             view = confirm(holder, inspector, survey)

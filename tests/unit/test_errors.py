@@ -15,6 +15,7 @@ FAMILIES = (
     (errors.CriuError, range(20, 30)),
     (errors.Incompatible, range(30, 40)),
     (errors.StoreError, range(40, 50)),
+    (errors.RemoteError, range(50, 60)),
     (errors.ConflictError, range(60, 70)),
 )
 

@@ -101,6 +101,7 @@ def describe(directory: Path, *, job: JobName | None, message: str) -> ForeignIm
             saved_files=(),
             saved_directories=(),
             volumes=(),
+            settings=(),
             waits=(),
         ),
     )

@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from ckpt.model.inodes import DigestState
+from ckpt.model.progress import UNWATCHED, Progress
 from ckpt.units import SECOND, ByteCount, Digest
 
 _THREADS: Final = 2
+_EMPTY: Final = Digest(hashlib.sha256().hexdigest())
 _READ_BYTES: Final = 1 << 20
 _ENTRIES_MAX: Final = 100_000
 _SETTLED_NS: Final = 2 * SECOND
@@ -58,16 +60,22 @@ Result = tuple[Digest | None, DigestState]
 class DigestCache:
     """Digests that were taken before, in a small database; losing it costs time only."""
 
-    def __init__(self, path: str) -> None:
-        """Keep them in this file, which is made if it is missing."""
+    def __init__(self, path: str, progress: Progress = UNWATCHED) -> None:
+        """Keep them in this file, which is made if it is missing; `progress` is told of what is read."""
         self._path = path
+        self._progress = progress
 
     def take(self, wanted: Iterable[Wanted], limit: ByteCount) -> list[Result]:
         """The digests of these files, in their order; of those above `limit` bytes none is taken."""
         files = list(wanted)
         known = self._recall(files)
+        self._progress.expect(
+            sum(file.size for file in files if file.size <= limit and file.identity not in known)
+        )
         with ThreadPoolExecutor(max_workers=_THREADS) as pool:
-            results = list(pool.map(lambda file: _take(file, known.get(file.identity), limit), files))
+            results = list(
+                pool.map(lambda file: _take(file, known.get(file.identity), limit, self._progress), files)
+            )
         self._remember(
             (file, digest)
             for file, (digest, _) in zip(files, results, strict=True)
@@ -133,17 +141,18 @@ class DigestCache:
         return database
 
 
-def digest_of(fd: int) -> Digest:
+def digest_of(fd: int, progress: Progress = UNWATCHED) -> Digest:
     """The SHA-256 of what is left to read of an open file."""
     digest = hashlib.sha256()
     buffer = bytearray(_READ_BYTES)
     view = memoryview(buffer)
     while count := os.readv(fd, [buffer]):
         digest.update(view[:count])
+        progress.moved(count)
     return Digest(digest.hexdigest())
 
 
-def _take(file: Wanted, known: Digest | None, limit: ByteCount) -> Result:
+def _take(file: Wanted, known: Digest | None, limit: ByteCount, progress: Progress) -> Result:
     if file.size > limit:
         return None, DigestState.OVER_LIMIT
     try:
@@ -158,7 +167,8 @@ def _take(file: Wanted, known: Digest | None, limit: ByteCount) -> Result:
     try:
         if not _is_the_frozen(file, os.fstat(fd)):
             return None, DigestState.CHANGED
-        digest = digest_of(fd)
+        # A file of /proc says that it is empty, and may have no end (pagemap).
+        digest = digest_of(fd, progress) if file.size else _EMPTY
         if not _is_the_frozen(file, os.fstat(fd)):
             return None, DigestState.CHANGED
     except OSError:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from itertools import islice
 from typing import Final
 
+from ckpt import VERSION
 from ckpt.errors import CannotCheckpoint, NotNow
 from ckpt.host import cgroup_settings, cgroups, posix_timers, timer_list, timerfds, waits
 from ckpt.host.clock import HostClock
@@ -26,14 +27,19 @@ from ckpt.host.inspection.digests import DigestCache, Result, Wanted
 from ckpt.host.inspection.filelocks import FileLock
 from ckpt.host.inspection.holdings import Key
 from ckpt.host.inspection.records import HeldFile
-from ckpt.host.inspection.refusals import lasting_reasons, reasons_at_freeze
+from ckpt.host.inspection.settings import read_settings
 from ckpt.host.inspection.shown import as_on_host
 from ckpt.host.inspection.snapshot import Snapshot
+from ckpt.host.preflight.checking import BEFORE_FREEZE, LASTING_UNDER_FREEZE, PASSING, check
+from ckpt.host.preflight.facts import Facts
 from ckpt.host.process_table import ProcessRef, stat_of
 from ckpt.host.virtual.registry import table_for
-from ckpt.model.checkpoint import HostFacts
+from ckpt.model.checkpoint import DumpOptions, HostFacts
 from ckpt.model.clocks import Clocks, PendingWait
+from ckpt.model.findings import Finding, Severity, blockers, in_order
 from ckpt.model.inodes import DigestState, FileChange, FileKind, Identity, InodeRecord
+from ckpt.model.progress import UNWATCHED, Progress
+from ckpt.model.settings import ProcessSettings
 from ckpt.model.target import Target
 from ckpt.model.workload import CgroupRecord, Tree, Workload
 from ckpt.units import MILLISECOND, ByteCount, Nanoseconds
@@ -41,9 +47,13 @@ from ckpt.units import MILLISECOND, ByteCount, Nanoseconds
 DIGEST_LIMIT: Final = ByteCount(64 << 20)
 """Files above this are not digested unless the caller says so: 64 MiB take about 50 ms."""
 
-
 _TICK_NS: Final = 20 * MILLISECOND
 """How far a file's times may lag behind the clock: two ticks of the slowest kernel (100 Hz)."""
+
+_REMEDIES_MAX: Final = 3
+_LOOKS: Final = 3
+_LOOK_S: Final = 0.05
+"""What passes by itself is looked at so often, so far apart, before a check speaks of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,8 @@ class HostSurvey:
     details: Known
     cgroups: tuple[CgroupRecord, ...]
     warnings: tuple[str, ...]
+    options: DumpOptions
+    force: bool
     sleeps: tuple[waits.Sleep, ...] = ()
     has_wall_timers: bool = False
 
@@ -78,6 +90,7 @@ class HostView:
     details: Known
     locks: Future[tuple[FileLock, ...]]
     waits: tuple[PendingWait, ...]
+    settings: tuple[ProcessSettings, ...]
     timer_list: bytes
     cgroups: tuple[CgroupRecord, ...]
     read_ns: Nanoseconds
@@ -91,29 +104,52 @@ class HostView:
 class HostInspector:
     """Fits the port `Inspector`."""
 
-    def __init__(self, state: str, *, digest_limit: ByteCount = DIGEST_LIMIT) -> None:
+    def __init__(
+        self, state: str, *, digest_limit: ByteCount = DIGEST_LIMIT, progress: Progress = UNWATCHED
+    ) -> None:
         """Keep the cache of digests below the directory `state`."""
         self._state = state
-        self._cache = DigestCache(f"{state}/digests.sqlite")
+        self._cache = DigestCache(f"{state}/digests.sqlite", progress)
         self._digest_limit = digest_limit
         self._clock = HostClock()
 
-    def survey(self, target: Target) -> HostSurvey:
+    def check(self, target: Target, options: DumpOptions) -> tuple[Finding, ...]:
+        """Everything that speaks against a dump with these options, or a restore after it; the gravest first."""
+        taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
+        lasting = check(Facts(taken, options, target.cgroup, staging=self._state), BEFORE_FREEZE)
+        passing = check(Facts(taken, options, target.cgroup, staging=self._state), PASSING)
+        for _ in range(_LOOKS if passing else 0):
+            time.sleep(_LOOK_S)
+            taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
+            again = check(Facts(taken, options, target.cgroup, staging=self._state), PASSING)
+            passing = tuple(finding for finding in again if finding in passing)
+        return in_order((*lasting, *passing))
+
+    def survey(self, target: Target, options: DumpOptions, *, force: bool) -> HostSurvey:
         """Everything that may be read while the workload runs.
+
+        Args:
+            target: The workload.
+            options: What will be dumped, and how.
+            force: Go on in spite of what was found; it is among the warnings then.
 
         Raises:
             CannotCheckpoint: what was found would fail; it was not frozen for it.
         """
         self._clock.read()  # what does not change is read now
         taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
-        _refuse(target, lasting_reasons(taken))
+        found = check(Facts(taken, options, target.cgroup, staging=self._state), BEFORE_FREEZE)
+        if not force:
+            _refuse(target, blockers(found))
         files = records.held_files(hold for each in taken.holdings.values() for hold in each.holds)
         return HostSurvey(
             target=target,
             snapshot=taken,
             details=_details(files, taken, {}),
             cgroups=_own_cgroups(taken, target),
-            warnings=(),
+            warnings=tuple(finding.sentence for finding in found if finding.severity is not Severity.INFO),
+            options=options,
+            force=force,
         )
 
     def watch_waits(self, survey: object) -> HostSurvey:
@@ -124,13 +160,12 @@ class HostInspector:
         has_wall_timers = posix_timers.may_be_of_the_wall_clock(processes)
         return replace(survey, sleeps=waits.look(processes), has_wall_timers=has_wall_timers)
 
-    def confirm(self, survey: object, cgroup: str, *, tcp_established: bool) -> HostView:
+    def confirm(self, survey: object, cgroup: str) -> HostView:
         """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
 
         Args:
             survey: What survey() gave (an `object`, as a port's adapter must take any).
             cgroup: The directory of the frozen cgroup.
-            tcp_established: Whether open TCP connections are dumped with it.
 
         Raises:
             CannotCheckpoint: what was found would fail.
@@ -142,10 +177,11 @@ class HostInspector:
         clocks = self._clock.read()
         locks = filelocks.start_reading()
         taken = snapshot.take(cgroups.processes_below(cgroup), cgroup, survey.snapshot)
-        found = reasons_at_freeze(taken, tcp_established=tcp_established)
-        _refuse(survey.target, found.lasting)
-        if found.passing:
-            raise NotNow(target=str(survey.target.ref), reasons=found.passing)
+        facts = Facts(taken, survey.options, cgroup)
+        if not survey.force:
+            _refuse(survey.target, blockers(check(facts, LASTING_UNDER_FREEZE)))
+        if passing := blockers(check(facts, PASSING)):
+            raise NotNow(target=str(survey.target.ref), reasons=tuple(finding.message for finding in passing))
         timerfds.settle(
             (hold.pid, int(hold.detail.partition(" ")[0]))
             for each in taken.holdings.values()
@@ -161,6 +197,7 @@ class HostInspector:
             details=_details(files, taken, survey.details),
             locks=locks,
             waits=waits.confirm(survey.sleeps, clocks.monotonic_ns),
+            settings=read_settings(taken.processes.values()),
             timer_list=timer_list.read() if survey.has_wall_timers else b"",
             # What is forked after the thaw would make the cgroups look like somebody else's.
             cgroups=survey.cgroups
@@ -217,7 +254,7 @@ class HostInspector:
 
     def host_facts(self) -> HostFacts:
         """This host."""
-        return read_host_facts(str(engine.version(find_criu())), version("ckpt"))
+        return read_host_facts(str(engine.version(find_criu())), VERSION)
 
     def differences(self, inodes: tuple[InodeRecord, ...]) -> tuple[FileChange, ...]:
         """What of the recorded files is not as it was, on this host now."""
@@ -239,10 +276,13 @@ def _as_it_is(identity: Identity) -> Identity:
     return identity
 
 
-def _refuse(target: Target, reasons: tuple[str, ...]) -> None:
-    if reasons:
+def _refuse(target: Target, found: tuple[Finding, ...]) -> None:
+    if found:
+        remedies = dict.fromkeys(finding.remedy for finding in found if finding.remedy)
         raise CannotCheckpoint(
-            target=str(target.ref), reasons=reasons, remedy="Nothing was done to it; it runs on."
+            target=str(target.ref),
+            reasons=tuple(finding.message for finding in found),
+            remedy=" ".join((*islice(remedies, _REMEDIES_MAX), "Nothing was done to it; it runs on.")),
         )
 
 

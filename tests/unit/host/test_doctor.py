@@ -12,7 +12,7 @@ from ckpt.errors import CriuMissing, OsRefused
 from ckpt.host import doctor
 from ckpt.host.criu.locate import PRIVATE
 from ckpt.host.criu.outcome import Features
-from ckpt.host.doctor import State
+from ckpt.model.checks import State
 
 ALL = Features(**{field.name: True for field in fields(Features)})
 
