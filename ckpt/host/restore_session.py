@@ -25,6 +25,7 @@ from typing import Final
 from ckpt.errors import HostMismatch, OsRefused, RestoreFailed, WrongState
 from ckpt.host import cgroup_settings, cgroups, mounts, pace, ptrace, resuming, signalling_timers, timerfds
 from ckpt.host.criu import engine
+from ckpt.host.criu.death_signals import clear_death_signal
 from ckpt.host.criu.launch import Launcher
 from ckpt.host.criu.request import InheritFd, JoinNamespace, RestoreRequest
 from ckpt.host.criu.seccomp_images import strip_filters
@@ -138,6 +139,11 @@ class CriuRestoreSession:
         strip_filters(Path(images))
         wall = resuming.wall_clock_times(Path(images), timers, resumption)
         armed = resuming.mend_images(Path(images), tree, waits, timers, resumption.advance)
+        if number := clear_death_signal(Path(images)):
+            who = f"process {tree.root} ({tree.processes[0].name})"
+            self.problems += (
+                f"{who} had asked for signal {number} when its parent ends, which is another one now: it does not any more",
+            )
         private_root = ""
         if tree.owns("mnt"):
             self._check_mounts(external_mounts)

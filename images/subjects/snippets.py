@@ -34,8 +34,8 @@ def main() -> None:
     libc.syscall.restype = ctypes.c_long
     known: dict[str, object] = {tool.__name__: tool for tool in TOOLS}
     known |= {"libc": libc, "folder": control, "held": {}, "lost": ""}
-    exec(compile(Path(setup).read_text(), setup, "exec"), known)
     code = compile(Path(probe).read_text(), probe, "exec")
+    exec(compile(Path(setup).read_text(), setup, "exec"), known)
 
     def obey(_order: str, _count: int) -> Answer:
         known["lost"] = ""

@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     cases = [case for case in CASES if not arguments.only or arguments.only in case.name]
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="ckpt-preflight-") as top, a_cgroup() as cgroup:
+        Path(top).chmod(0o755)
         for number, case in enumerate(cases):
             outcome = go_through(case, Path(top) / str(number), cgroup / str(number))
             if outcome is None:
@@ -139,7 +140,8 @@ def cost_ms(folder: Path, cgroup: Path) -> float:
 
 def go_through(case: Case, folder: Path, cgroup: Path) -> Outcome | None:
     """Start it, check it, dump and restore it; None if this kernel cannot run it."""
-    folder.mkdir(mode=0o755)
+    folder.mkdir()
+    folder.chmod(0o777)  # some are of other users
     cgroup.mkdir()
     environment = os.environ | {"CKPT_STATE": f"{folder}-state", "CKPT_STORE": f"{folder}-store"}
     with ExitStack() as stack:

@@ -26,7 +26,7 @@ class Case:
     """
 
     name: str
-    setup: str
+    setup: str = ""
     probe: str = ""
     options: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
@@ -166,6 +166,12 @@ MEMFD_PROGRAM = (
     "while 'memfd' not in os.readlink(f\"/proc/{held['p'].pid}/exe\"): time.sleep(0.005)"
 )
 
+OTHER_ROOT = (
+    'r=$(mktemp -d) && mount -t tmpfs none "$r" && for d in /*; do if [ -L "$d" ]; then cp -P "$d" "$r/"; '
+    'elif [ -d "$d" ]; then mkdir "$r$d" && mount --rbind "$d" "$r$d"; fi; done; '
+    'cd "$r" && mkdir old && pivot_root . old && umount -l /old && exec "$0" "$@"'
+)
+
 CASES: tuple[Case, ...] = (
     # ------------------------------------------------------------------------------ what is plain
     Case("memory", "held['m'] = os.urandom(1 << 20); held['h'] = hash(held['m'])", "lost = '' if hash(held['m']) == held['h'] else 'memory'"),
@@ -187,7 +193,7 @@ CASES: tuple[Case, ...] = (
     Case("plain devices", "held['d'] = [os.open('/dev/' + d, os.O_RDONLY) for d in ('null', 'zero', 'full', 'urandom', 'random')]", "lost = '' if os.read(held['d'][1], 1) == b'\\0' else '/dev/zero'"),
     Case("files of proc", "held['f'] = [open('/proc/self/status'), open('/proc/1/status'), open('/proc/meminfo')]", "lost = '' if held['f'][2].read() else 'meminfo'"),
     Case("file of a process that ended", "p = subprocess.Popen(['sleep', '600']); held['f'] = open(f'/proc/{p.pid}/status'); p.kill(); p.wait()"),
-    Case("other user", "os.setgroups([]); os.setgid(65534); os.setuid(65534)", "lost = '' if os.getuid() == 65534 else 'the user'", command=("sh", "-c", 'chmod 777 "$(dirname "$0")" "$1"; shift; exec "$0" "$@"')),
+    Case("other user", "os.setgroups([]); os.setgid(65534); os.setuid(65534)", "lost = '' if os.getuid() == 65534 else 'the user'"),
     Case("no privileges and a filter", "libc.prctl(38, 1, 0, 0, 0)\nf = struct.pack('=HBBI', 6, 0, 0, 0x7fff0000); b = ctypes.create_string_buffer(f)\nlibc.prctl(22, 2, struct.pack('=HxxxxxxQ', 1, ctypes.addressof(b)), 0, 0)", "lost = '' if 'Seccomp:\\t2' in open('/proc/self/status').read() else 'the filter'"),
     Case("capabilities dropped", "libc.prctl(24, 21, 0, 0, 0)"),
     Case("nice and limits", "import resource; os.nice(5); resource.setrlimit(resource.RLIMIT_NOFILE, (500, 600))", "lost = '' if os.nice(0) == 5 and resource.getrlimit(resource.RLIMIT_NOFILE) == (500, 600) else 'nice or a limit'"),
@@ -272,7 +278,7 @@ CASES: tuple[Case, ...] = (
     Case("personality", "libc.personality(0x0040000)", "lost = '' if libc.personality(0xffffffff) == 0x0040000 else 'the personality'"),
     Case("memory policy", "libc.syscall(238, 1, struct.pack('=Q', 1), 8)", "m = ctypes.c_int(); libc.syscall(239, ctypes.byref(m), None, 0, None, 0); lost = '' if m.value == 1 else 'the policy'"),
     Case("own mounts", "subprocess.run(['mount', '-t', 'tmpfs', 'own', '/mnt'], check=True); held['f'] = open('/mnt/f', 'w')", "held['f'].write('x')", command=("unshare", "--mount")),
-    Case("other root directory", "os.mkdir(folder + '/r'); r = folder + '/r'; subprocess.run(['sh', '-c', f'mount -t tmpfs none {r} && mkdir {r}/old && cd {r} && pivot_root . old'], check=True)", command=("unshare", "--mount")),
+    Case("other root directory", command=("unshare", "--mount", "sh", "-c", OTHER_ROOT)),
     Case("user namespace alone", "", command=("unshare", "--user", "--map-root-user")),
     Case("own network", "held['l'] = socket.socket(2, 1); held['l'].bind(('0.0.0.0', 0)); held['l'].listen()", command=("unshare", "--net")),
     Case("own host name and IPC", "socket.sethostname('inner')", "lost = '' if socket.gethostname() == 'inner' else 'the name'", command=("unshare", "--uts", "--ipc")),

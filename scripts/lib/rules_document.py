@@ -42,7 +42,7 @@ set them again after a restore, or to be told.
 
 | what | after a restore |
 |---|---|
-| PDEATHSIG of a root process (`prctl(PR_SET_PDEATHSIG)`) | CRIU sets it again, and the signal comes when CRIU ends: **the restored process is killed**. Let the program clear it before the dump. Processes below the root live on |
+| PDEATHSIG of a root process (`prctl(PR_SET_PDEATHSIG)`) | it is cleared, with a warning: the parent of a restored process is another one, and CRIU would let the signal kill it at once. Processes below the root keep theirs |
 | Landlock | the sandbox is gone: the process may reach what it had given up |
 | session keyring (`keyctl`) | the restored process has another one, without its keys |
 | memory that may not become executable (`PR_SET_MDWE`) | it may again |

@@ -21,6 +21,7 @@ Key = tuple[int, int]
 """A file's device and inode number."""
 
 _DELETED: Final = " (deleted)"
+_READ_BYTES: Final = 1 << 16
 _WRITES_FILE: Final = ("-w-s", "rw-s", "-wxs", "rwxs")
 _ACCESS: Final = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 
@@ -75,11 +76,15 @@ class Hold:
 
 @dataclass(slots=True)
 class Holdings:
-    """What one process holds at one moment."""
+    """What one process holds at one moment.
+
+    `fdinfo` has the texts of /proc/PID/fdinfo that were read for it, by descriptors.
+    """
 
     pid: Pid
     holds: list[Hold] = field(default_factory=list)
     maps_text: bytes = b""
+    fdinfo: dict[int, str] = field(default_factory=dict)
     special_maps: tuple[str, ...] = ()
     watches: tuple[str, ...] = ()
 
@@ -114,7 +119,7 @@ def _read_descriptors(found: Holdings, known: dict[tuple[RoleKind, str], Hold]) 
         if before is not None and before.target == target and before.key == (status.st_dev, status.st_ino):
             detail = before.detail
         else:
-            detail = f"{name} {_flags(found.pid, name)}"
+            detail = f"{name} {_flags(found, name)}"
         if target in {"anon_inode:inotify", "inotify"} or target.startswith("anon_inode:[fanotify"):
             watches += _watches(found.pid, name)
         found.holds.append(Hold(found.pid, RoleKind.FD, detail, target, status, link))
@@ -173,10 +178,12 @@ def _add_map(found: Holdings, detail: str, path: str) -> int:
     return status.st_mode
 
 
-def _flags(pid: Pid, fd: str) -> str:
+def _flags(found: Holdings, fd: str) -> str:
     """The descriptor's access mode and O_APPEND, as in "O_WRONLY|O_APPEND"."""
-    with suppress(OSError, ValueError, KeyError):
-        flags = int(_fdinfo(pid, fd)["flags"], 8)
+    with suppress(OSError, ValueError, KeyError, IndexError):
+        text = _fdinfo(found.pid, fd)
+        found.fdinfo[int(fd)] = text
+        flags = int(text.partition("flags:")[2].split(None, 1)[0], 8)
         return _ACCESS[flags & os.O_ACCMODE] + ("|O_APPEND" if flags & os.O_APPEND else "")
     return "O_RDONLY"
 
@@ -186,6 +193,13 @@ def _watches(pid: Pid, fd: str) -> Iterator[str]:
         yield from (line.strip() for line in stream if line.startswith(("inotify wd:", "fanotify ino:")))
 
 
-def _fdinfo(pid: Pid, fd: str) -> dict[str, str]:
-    with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as stream:
-        return {name: value.strip() for name, _, value in (line.partition(":") for line in stream)}
+def _fdinfo(pid: Pid, fd: str) -> str:
+    # Half of what open() takes, and there are hundreds of these.
+    file = os.open(f"/proc/{pid}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while part := os.read(file, _READ_BYTES):
+            text += part
+    finally:
+        os.close(file)
+    return text.decode(errors="replace")

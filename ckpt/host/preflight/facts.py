@@ -73,11 +73,16 @@ class Facts:
 
     def fdinfo(self, hold: Hold) -> dict[str, str]:
         """/proc/PID/fdinfo/FD by its names, the last of lines that have the same; empty if it was closed."""
-        return self._table(f"/proc/{hold.pid}/fdinfo/{fd_of(hold)}")
+        return self._table(f"/proc/{hold.pid}/fdinfo/{fd_of(hold)}", self._known_fdinfo(hold))
 
     def fdinfo_lines(self, hold: Hold) -> tuple[str, ...]:
         """/proc/PID/fdinfo/FD, where names come several times; empty if it was closed."""
-        return self.lines(f"/proc/{hold.pid}/fdinfo/{fd_of(hold)}")
+        known = self._known_fdinfo(hold)
+        return (
+            self.lines(f"/proc/{hold.pid}/fdinfo/{fd_of(hold)}")
+            if known is None
+            else tuple(known.splitlines())
+        )
 
     def lines(self, path: str) -> tuple[str, ...]:
         """The lines of a file of /proc; empty if it is gone."""
@@ -114,13 +119,22 @@ class Facts:
         """How many descriptors this process may allow itself, and so CRIU."""
         return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
-    def _table(self, path: str) -> dict[str, str]:
+    def _known_fdinfo(self, hold: Hold) -> str | None:
+        """What was read of it with the process; None if nothing was."""
+        return (
+            self.snapshot.holdings[hold.pid].fdinfo.get(fd_of(hold))
+            if hold.pid in self.snapshot.holdings
+            else None
+        )
+
+    def _table(self, path: str, known: str | None = None) -> dict[str, str]:
         if path not in self._made:
             self._made[path] = {}
             with suppress(OSError):
+                text = _text(path) if known is None else known
                 self._made[path] = {
                     name: value.strip()
-                    for name, _, value in (line.partition(":") for line in _text(path).splitlines())
+                    for name, _, value in (line.partition(":") for line in text.splitlines())
                 }
         made: dict[str, str] = self._made[path]
         return made

@@ -22,7 +22,10 @@ _SEMAPHORES_MAX: Final = 4096
 """Of more semaphores on a host the rest is not asked: each takes a system call."""
 
 _NUMA_BYTES: Final = 4096
-"""The first lines of numa_maps: the kernel walks the memory of what is read, and the policy is in every line."""
+_NUMA_RESIDENT_KIB_MAX: Final = 1 << 20
+"""The first lines of numa_maps: the policy is in every line, and the kernel walks the memory of what is read, which takes
+it too long in a process that has more than this.
+"""
 
 _PERSONALITIES: Final = {
     0x0000008: "PER_LINUX32",
@@ -56,7 +59,8 @@ def _merging(facts: Facts, task: ProcessFacts) -> Iterator[Found]:
 
 
 def _memory_policy(facts: Facts, task: ProcessFacts) -> Iterator[Found]:
-    if not facts.once(has_nodes):
+    resident, _, unit = facts.status(task).get("VmRSS", "").partition(" ")
+    if unit == "kB" and int(resident) > _NUMA_RESIDENT_KIB_MAX:
         return
     with open(f"/proc/{task.pid}/numa_maps", "rb", buffering=0) as stream:
         words = stream.read(_NUMA_BYTES).split(b"\n", 1)[0].decode(errors="replace").split()
@@ -66,13 +70,6 @@ def _memory_policy(facts: Facts, task: ProcessFacts) -> Iterator[Found]:
             subject=words[1],
             message=f"{task.label} has the NUMA memory policy {words[1]}, and comes back with the default one",
         )
-
-
-def has_nodes(_facts: Facts) -> bool:
-    """Whether this host has several NUMA nodes, so that a policy makes a difference."""
-    with suppress(OSError), open("/sys/devices/system/node/online", encoding="ascii") as stream:
-        return stream.read().strip() != "0"
-    return False
 
 
 def _cgroup_namespace(facts: Facts) -> Iterator[Found]:
@@ -142,10 +139,10 @@ RULES: Final = (
     Rule(
         name="numa-policy",
         severity=Severity.WARNING,
-        title="a NUMA memory policy (numactl, set_mempolicy), on a host with several nodes",
+        title="a NUMA memory policy (numactl, set_mempolicy) of a process with less than 1 GiB in memory",
         effect="It is lost: new memory of the restored process comes from any node.",
         remedy="Let the program set it again.",
-        source="set_mempolicy(2), numa(7); seen on a host with one node, taken for one with several. Policies of single areas (mbind) are lost as well, and not looked for: the "
+        source="set_mempolicy(2), numa(7). Policies of single areas (mbind) are lost as well, and not looked for: the "
         "kernel would have to walk all memory",
         find=of_each_task(_memory_policy),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,11 @@ def test_an_unchanged_file_has_its_digest(cache: DigestCache, tmp_path: Path) ->
     path = tmp_path / "file"
     path.write_bytes(b"content")
     assert one(cache, wanted(path)) == (sha256(b"content"), DigestState.STABLE)
+
+
+def test_a_file_of_proc_that_has_no_end_is_as_empty_as_it_says(cache: DigestCache) -> None:
+    pagemap = Path(f"/proc/{os.getpid()}/pagemap")
+    assert one(cache, wanted(pagemap)) == (sha256(b""), DigestState.STABLE)
 
 
 def test_many_files_keep_their_order(cache: DigestCache, tmp_path: Path) -> None:
