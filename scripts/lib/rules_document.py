@@ -72,6 +72,7 @@ no_new_privs, seccomp, THP's switch, the flag of subreapers, dumpable, and the s
 WHEN = {
     When.BEFORE: "before the freeze",
     When.ALWAYS: "before the freeze, and under it",
+    When.CHECK: "by a check; a dump meets it by itself",
     When.MOMENT: "before the freeze, and under it, where it makes the dump try again",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -365,3 +366,114 @@ def test_a_mark_on_a_file_system_is_lost(program: Asked, workload: Workload, ckp
     assert "fanotify-filesystem" in names(findings(workload.cgroup, RULES), Severity.WARNING)
     ckpt("restore", stop(ckpt, workload))
     assert program.do(marks) == 0
+
+
+WATCH = (
+    "import ctypes; libc = ctypes.CDLL(None); held['i'] = libc.inotify_init1(0o4000)\n"
+    "open('watched', 'w').close(); libc.inotify_add_watch(held['i'], b'watched', 0xFFF)\n"
+)
+FANOTIFY = (
+    f"import ctypes; libc = ctypes.CDLL(None)\n{MARK}held['i'] = libc.fanotify_init(0, 0)\n"
+    "open('watched', 'w').close(); libc.fanotify_mark(held['i'], 1, 8, -100, b'watched')\n"
+)
+WATCHES = (
+    "answer = sum('notify ' in line and 'ino:' in line for line in open(f'/proc/self/fdinfo/{held[\"i\"]}'))"
+)
+
+
+@pytest.mark.parametrize("watch", [WATCH, FANOTIFY], ids=["inotify", "fanotify"])
+def test_a_watch_on_a_file_that_is_gone_cannot_be_restored(
+    watch: str, program: Asked, workload: Workload, ckpt: Ckpt
+) -> None:
+    folder = program.do(f"{watch}answer = os.getcwd()")
+    # Who has it open is not of the workload, so that CRIU makes no new one.
+    with open(f"{folder}/watched", encoding="ascii"):
+        program.do("os.unlink('watched')")
+        assert program.do(WATCHES) == 1
+        assert "watch-nameless" in names(findings(workload.cgroup, RULES), Severity.BLOCKER)
+        failed = ckpt("restore", stop(ckpt, workload), exit_code=22)
+        assert "Unable to open" in failed["error"]["message"]
+
+
+OPEN = "f = held['f'] = open('watched', 'r+'); f.truncate(4096); "
+
+
+@pytest.mark.parametrize(
+    ("watch", "held"),
+    [
+        (WATCH, OPEN),
+        (FANOTIFY, OPEN),
+        (WATCH, f"{OPEN}held['m'] = libc.mmap(None, 4096, 1, 2, f.fileno(), 0); f.close(); "),
+        (WATCH, f"{OPEN}os.fork() or time.sleep(600); f.close(); "),
+    ],
+    ids=["inotify", "fanotify", "mapped", "of a child"],
+)
+def test_a_watch_on_a_deleted_file_that_is_open_ends(
+    watch: str, held: str, program: Asked, workload: Workload, ckpt: Ckpt
+) -> None:
+    program.do(f"{watch}{held}os.unlink('watched')")
+    assert program.do(WATCHES) == 1
+    found = findings(workload.cgroup, RULES)
+    assert names(found, Severity.BLOCKER) == set()
+    assert "watch-nameless" in names(found, Severity.WARNING)
+    ckpt("restore", stop(ckpt, workload))
+    assert program.do(WATCHES) == 0
+
+
+@pytest.mark.parametrize("held", ["held['d'] = os.open('watched', os.O_RDONLY)", "os.chdir('watched')"])
+def test_a_watch_on_a_directory_that_was_removed_and_is_open_stays(
+    held: str, program: Asked, workload: Workload, ckpt: Ckpt
+) -> None:
+    made = WATCH.replace("open('watched', 'w').close()", "os.mkdir('watched')")
+    program.do(f"{made}d = os.path.abspath('watched'); {held}; os.rmdir(d)")
+    assert program.do(WATCHES) == 1
+    assert "watch-nameless" not in {finding.rule for finding in findings(workload.cgroup, RULES)}
+    ckpt("restore", stop(ckpt, workload))
+    assert program.do(WATCHES) == 1
+
+
+def test_a_watch_on_a_file_that_another_one_is_mounted_over_cannot_be_restored(
+    program: Asked, workload: Workload, ckpt: Ckpt
+) -> None:
+    folder = program.do(f"{WATCH}open('other', 'w').close(); answer = os.getcwd()")
+    subprocess.run(["mount", "--bind", f"{folder}/other", f"{folder}/watched"], check=True)
+    try:
+        assert "watch-nameless" in names(findings(workload.cgroup, RULES), Severity.BLOCKER)
+        ckpt("restore", stop(ckpt, workload), exit_code=22)
+    finally:
+        subprocess.run(["umount", f"{folder}/watched"], check=True)
+
+
+@contextmanager
+def loop_device(content: Path) -> Iterator[str]:
+    """A disk that is a file."""
+    with content.open("wb") as stream:
+        stream.truncate(1 << 20)
+    made = subprocess.run(
+        ["losetup", "--find", "--show", content], check=False, capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"this host has no loop devices: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_a_disk_that_is_only_mapped_is_a_blocker(holder: Holder, criu: Path, tmp_path: Path) -> None:
+    with loop_device(tmp_path / "disk") as device:
+        # Python's own keeps a descriptor.
+        holder.do(
+            "libc.mmap.restype = ctypes.c_void_p\n"
+            f"f = os.open('{device}', os.O_RDWR); m = libc.mmap(None, 4096, 3, 1, f, 0); os.close(f)\n"
+            "ctypes.memset(m, 65, 1)"
+        )
+        try:
+            found = findings(holder.cgroup, RULES)
+            assert names(found, Severity.BLOCKER) == {"mapped-device"}
+            assert f"maps {device}, a device" in found[0].message
+            assert "Can't handle non-regular mapping" in criu_errors(criu, holder, tmp_path / "images")
+        finally:
+            holder.do("libc.munmap(ctypes.c_void_p(m), 4096)")
+        assert names(findings(holder.cgroup, RULES), Severity.BLOCKER) == set()

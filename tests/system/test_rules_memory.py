@@ -20,13 +20,14 @@ from real.asked import Asked
 from real.checking import criu_errors, findings, names
 from real.holding import Holder, holding
 
-from ckpt.host.preflight import areas, memory_rules, sharing_rules
+from ckpt.host.preflight import memory_rules, sharing_rules
 from ckpt.model.findings import Severity
 
 pytestmark = pytest.mark.system
 
 RULES = (*memory_rules.RULES, *sharing_rules.RULES)
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+UFFD_MISSING, UFFD_WRITE_PROTECT = 1, 2
 
 MMAP = (
     "libc.mmap.restype = ctypes.c_void_p\n"
@@ -173,6 +174,11 @@ def stop(ckpt: Ckpt, workload: Workload) -> str:
     return checkpoint
 
 
+def flagged(flag: str) -> str:
+    """Let it count its areas with a flag."""
+    return f"answer = sum('{flag}' in l.split() for l in open('/proc/self/smaps') if l.startswith('VmFlags'))"
+
+
 #: By rule: the program, and what tells of the thing that is lost.
 LOST = {
     "memory-sealed": (
@@ -180,11 +186,18 @@ LOST = {
             f"{MMAP}m = libc.mmap(None, 4096, 3, 0x22, -1, 0)\n"
             "answer = libc.syscall(462, ctypes.c_void_p(m), ctypes.c_size_t(4096), ctypes.c_ulong(0))"
         ),
-        "answer = sum('sl' in l.split() for l in open('/proc/self/smaps') if l.startswith('VmFlags'))",
+        flagged("sl"),
+    ),
+    "protection-keys": (
+        (
+            f"{LOCK}k = libc.syscall(330, 0, 0)\n"
+            "answer = libc.syscall(329, p, ctypes.c_size_t(1 << 20), 3, k) if k > 0 else -1"
+        ),
+        "answer = sum(l.split()[1] != '0' for l in open('/proc/self/smaps') if l.startswith('ProtectionKey'))",
     ),
     "locked-on-fault": (
         f"{LOCK}answer = libc.syscall(325, p, ctypes.c_size_t(1 << 20), 1)",
-        "answer = sum('lf' in l.split() for l in open('/proc/self/smaps') if l.startswith('VmFlags'))",
+        flagged("lf"),
     ),
 }
 
@@ -193,7 +206,7 @@ LOST = {
 def test_what_is_lost_is_a_warning(rule: str, program: Asked, workload: Workload, ckpt: Ckpt) -> None:
     setting, telling = LOST[rule]
     if program.do(setting) < 0:
-        pytest.skip("this kernel has no such thing")
+        pytest.skip("this kernel, or its CPU, has no such thing")
     assert program.do(telling) == 1
     assert rule in names(findings(workload.cgroup, RULES), Severity.WARNING)
     ckpt("restore", stop(ckpt, workload))
@@ -203,6 +216,7 @@ def test_what_is_lost_is_a_warning(rule: str, program: Asked, workload: Workload
 def test_locked_memory_is_told_and_locked_again(program: Asked, workload: Workload, ckpt: Ckpt) -> None:
     program.do(f"{LOCK}answer = libc.syscall(149, p, ctypes.c_size_t(1 << 20))")
     found = findings(workload.cgroup, RULES)
+    assert "memory-locked" in names(found, Severity.INFO)
     assert "has locked 1.0 MiB" in "; ".join(finding.message for finding in found)
     ckpt("restore", stop(ckpt, workload))
     locked = (
@@ -222,9 +236,9 @@ def taken_from(pid: int, fd: int) -> int:
     return taken
 
 
-def test_pages_that_another_process_would_have_supplied_are_lost(
-    program: Asked, workload: Workload, ckpt: Ckpt
-) -> None:
+@contextmanager
+def supplied(program: Asked, mode: int) -> Iterator[None]:
+    """Two pages (`held['a']`) that the program registers with a userfaultfd, which only this process has afterwards."""
     fd = program.do(
         "import struct\n"
         "fd = answer = libc.syscall(323, os.O_CLOEXEC)\n"
@@ -232,20 +246,43 @@ def test_pages_that_another_process_would_have_supplied_are_lost(
         "    libc.ioctl(fd, 0xC018AA3F, ctypes.create_string_buffer(struct.pack('=QQQ', 0xAA, 0, 0), 24))\n"
         "    a = held['a'] = mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
         "    p = ctypes.addressof(ctypes.c_char.from_buffer(a))\n"
-        "    libc.ioctl(fd, 0xC020AA00, ctypes.create_string_buffer(struct.pack('=QQQQ', p, 8192, 1, 0), 32))"
+        f"    b = ctypes.create_string_buffer(struct.pack('=QQQQ', p, 8192, {mode}, 0), 32)\n"
+        "    answer = -1 if libc.ioctl(fd, 0xC020AA00, b) else fd"
     )
     if fd < 0:
-        pytest.skip("this kernel has no userfaultfd")
+        pytest.skip("this kernel has no such userfaultfd")
     supplier = taken_from(program.pid, fd)
     try:
         program.do(f"os.close({fd})")
-        assert "page-faults-outside" in names(findings(workload.cgroup, RULES), Severity.BLOCKER)
-        checkpoint = stop(ckpt, workload)
+        yield
     finally:
         os.close(supplier)
+
+
+def test_pages_that_another_process_would_have_supplied_are_lost(
+    program: Asked, workload: Workload, ckpt: Ckpt
+) -> None:
+    with supplied(program, UFFD_MISSING):
+        assert "page-faults-outside" in names(findings(workload.cgroup, RULES), Severity.BLOCKER)
+        checkpoint = stop(ckpt, workload)
     ckpt("restore", checkpoint)
     # It would wait for the page: now nobody is asked.
     assert program.do("answer = held['a'][0]") == 0
+
+
+def test_memory_whose_writes_are_followed_is_not_followed_any_more(
+    program: Asked, workload: Workload, ckpt: Ckpt
+) -> None:
+    followed = flagged("uw")
+    with supplied(program, UFFD_WRITE_PROTECT):
+        program.do("held['a'][0] = 7")
+        assert program.do(followed) == 1
+        found = findings(workload.cgroup, RULES)
+        assert "write-tracking" in names(found, Severity.WARNING)
+        assert names(found, Severity.BLOCKER) == set()
+        ckpt("restore", stop(ckpt, workload))
+        assert program.do(followed) == 0
+        assert program.do("answer = held['a'][0]") == 7
 
 
 def test_memory_that_a_process_outside_maps_is_split(program: Asked, workload: Workload, ckpt: Ckpt) -> None:
@@ -320,6 +357,7 @@ def test_huge_pages_are_told_and_must_be_free_at_the_restore(
     program.do(map_huge(1))
     found = findings(workload.cgroup, RULES)
     assert "huge-pages-unknown" not in names(found, Severity.BLOCKER)
+    assert "huge-pages" in names(found, Severity.INFO)
     assert "maps 2.0 MiB of huge pages" in "; ".join(finding.message for finding in found)
     checkpoint = stop(ckpt, workload)
     HUGE_PAGES.write_text("0")
@@ -335,15 +373,3 @@ def test_huge_pages_without_a_free_one_are_a_blocker(holder: Holder, criu: Path,
         pytest.skip("CRIU has learnt of huge pages before")
     assert "huge-pages-unknown" in names(findings(holder.cgroup, RULES), Severity.BLOCKER)
     assert "/anon_hugepage" in criu_errors(criu, holder, tmp_path / "images")
-
-
-# --------------------------------------------------------------------------- what no CPU here has
-
-
-def test_protection_keys_are_read_from_smaps() -> None:
-    text = (
-        b"7f00-8f00 rw-p 00000000 00:00 0 \nSize: 4 kB\nProtectionKey:         3\nVmFlags: rd wr mr mw me ac \n"
-        b"9f00-af00 rw-p 00000000 00:00 0   [heap]\nProtectionKey:         0\nVmFlags: rd wr mr \n"
-    )
-    (area,) = areas.parse_smaps(text)
-    assert (area.start, area.end, area.key) == (0x7F00, 0x8F00, 3)

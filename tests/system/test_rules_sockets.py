@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ PAIR = (
     "c = a.accept()[0]; held['s'] = (a, b, c)\n"
 )
 CONNECTED = ("--tcp-established",)
+PING_GROUPS = Path("/proc/sys/net/ipv4/ping_group_range")
 
 
 @pytest.fixture
@@ -221,6 +223,50 @@ def test_what_is_lost_of_sockets_is_told(program: Asked, workload: Workload, ckp
     assert blocking(found) == []
     come_back(ckpt, workload)
     assert rules_of(look(workload), Severity.WARNING) == []
+
+
+@pytest.fixture
+def pings() -> Iterator[None]:
+    """Ping sockets for root, while a test lasts."""
+    before = PING_GROUPS.read_text()
+    try:
+        PING_GROUPS.write_text("0 0")
+        yield
+    finally:
+        PING_GROUPS.write_text(before)
+
+
+@pytest.mark.usefixtures("pings")
+@pytest.mark.parametrize("made", ["2, 2, 1); s.bind(('127.0.0.1', 7))", "10, 2, 58); s.bind(('::1', 7))"])
+def test_a_ping_socket_loses_its_address(made: str, program: Asked, workload: Workload, ckpt: Ckpt) -> None:
+    program.do(f"{NEEDS}s = held['s'] = socket.socket({made}")
+    identifier = "answer = held['s'].getsockname()[:2]"
+    before = program.do(identifier)
+    assert before[1] == 7
+    found = look(workload)
+    assert rules_of(found, Severity.WARNING) == ["ping-socket"]
+    assert blocking(found) == []
+    checkpoint = ckpt("dump", "--cgroup", workload.cgroup, "--stop")["id"]
+    workload.await_empty()
+    PING_GROUPS.write_text("1 0")
+    ckpt("restore", checkpoint, exit_code=22)
+    PING_GROUPS.write_text("0 0")
+    ckpt("restore", checkpoint)
+    assert program.do(identifier) != before
+
+
+def test_tls_in_the_kernel_is_lost(program: Asked, workload: Workload, ckpt: Ckpt) -> None:
+    if program.do(
+        NEEDS
+        + PAIR
+        + "try: b.setsockopt(6, 31, b'tls'); answer = 0\nexcept OSError as error: answer = error.errno"
+    ):
+        pytest.skip("this kernel has no TLS")
+    above = "answer = held['s'][1].getsockopt(6, 31, 16).hex()"
+    before = program.do(above)
+    assert blocking(look(workload, tcp_established=True)) == ["tcp-ulp"]
+    come_back(ckpt, workload, "--tcp-established", "--force")
+    assert program.do(above) != before
 
 
 def test_every_option_that_is_named_as_lost_is_lost(program: Asked, workload: Workload, ckpt: Ckpt) -> None:

@@ -30,7 +30,7 @@ from ckpt.host.inspection.records import HeldFile
 from ckpt.host.inspection.settings import read_settings
 from ckpt.host.inspection.shown import as_on_host
 from ckpt.host.inspection.snapshot import Snapshot
-from ckpt.host.preflight.checking import BEFORE_FREEZE, LASTING_UNDER_FREEZE, PASSING, check
+from ckpt.host.preflight.checking import BEFORE_FREEZE, CHECKED, LASTING_UNDER_FREEZE, PASSING, check
 from ckpt.host.preflight.facts import Facts
 from ckpt.host.process_table import ProcessRef, stat_of
 from ckpt.host.virtual.registry import table_for
@@ -116,7 +116,7 @@ class HostInspector:
     def check(self, target: Target, options: DumpOptions) -> tuple[Finding, ...]:
         """Everything that speaks against a dump with these options, or a restore after it; the gravest first."""
         taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
-        lasting = check(Facts(taken, options, target.cgroup, staging=self._state), BEFORE_FREEZE)
+        lasting = check(Facts(taken, options, target.cgroup, staging=self._state), CHECKED)
         passing = check(Facts(taken, options, target.cgroup, staging=self._state), PASSING)
         for _ in range(_LOOKS if passing else 0):
             time.sleep(_LOOK_S)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from ckpt.host.inspection.processes import ProcessFacts
 from ckpt.host.preflight.facts import Facts, named, subject
-from ckpt.host.preflight.held_descriptors import descriptors
+from ckpt.host.preflight.held_descriptors import DMA_BUFFER, descriptors, mapped
 from ckpt.host.preflight.rule import Find, Found, Rule, When
 from ckpt.model.findings import Severity
 
@@ -30,22 +31,33 @@ def _find(*kinds: str) -> Find:
                     subject=subject(hold),
                     message=f"{named(task, hold)}, which CRIU cannot dump",
                 )
-        for task in facts.tasks:
-            for path in facts.holdings(task).special_maps:
-                name = _name(path)
-                if path.startswith("anon_inode:") and (
-                    name.startswith(kinds) if kinds else not name.startswith(_NAMED)
-                ):
-                    yield Found(
-                        pid=task.pid,
-                        subject=path,
-                        message=f"{task.label} maps {path}, which CRIU cannot dump",
-                    )
+        for task, path in facts.once(_maps):
+            name = _name(path)
+            if name.startswith(kinds) if kinds else not name.startswith(_NAMED):
+                yield Found(
+                    pid=task.pid,
+                    subject=path,
+                    message=f"{task.label} maps {path}, which CRIU cannot dump",
+                )
 
     return find
 
 
+def _maps(facts: Facts) -> tuple[tuple[ProcessFacts, str], ...]:
+    """The areas that are made of such objects."""
+    anonymous = (
+        (task, path)
+        for task in facts.tasks
+        for path in facts.holdings(task).special_maps
+        if path.startswith("anon_inode:")
+    )
+    buffers = ((task, hold.target) for task, hold in mapped(facts) if hold.target.startswith(DMA_BUFFER))
+    return (*anonymous, *buffers)
+
+
 def _name(target: str) -> str:
+    if target.startswith(DMA_BUFFER):
+        return target.removeprefix("/")
     return target.partition(":")[2].strip("[]")
 
 
@@ -108,17 +120,19 @@ _KINDS: Final = (
         "A virtual machine of KVM.",
         "Save the machine by its own means (QEMU: migrate or savevm).",
     ),
-    (
-        "kernel-buffer",
-        ("dmabuf", "sync_file", "drm", "i915", "iommufd", "vfio"),
-        "A buffer or a fence of a device (DMA-BUF, sync_file, VFIO).",
-        "Let it release the device before the dump.",
-    ),
 )
-_NAMED: Final = tuple(kind for _, kinds, _, _ in _KINDS for kind in kinds)
+_BUFFERS: Final = ("dmabuf:", "sync_file", "syncobj_file", "drm", "i915", "iommufd", "vfio")
+_NAMED: Final = (*_BUFFERS, *(kind for _, kinds, _, _ in _KINDS for kind in kinds))
 
 RULES: Final = (
     *(_rule(*kind) for kind in _KINDS),
+    _rule(
+        "kernel-buffer",
+        _BUFFERS,
+        "A buffer or a fence of a device (DMA-BUF, sync_file, VFIO).",
+        "Let it release the device before the dump.",
+        "criu/files.c (dump_one_file); the kernel's drivers/dma-buf. Not provoked: needs a kernel with such a device",
+    ),
     _rule(
         "anonymous-inode",
         (),

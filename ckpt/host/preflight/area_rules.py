@@ -92,7 +92,7 @@ RULES: Final = (
         title="Memory with a protection key (V8, some databases).",
         effect="Keys are not restored: the memory can be accessed by all, and pkey_mprotect(2) with one of them fails.",
         remedy="Run it without protection keys, or test that it survives a restore.",
-        source="pkeys(7); CRIU has no word of them. Never tried: no CPU at hand has them",
+        source="pkeys(7); CRIU has no word of them. Not provoked: needs a CPU that has them",
         find=_protection_keys,
     ),
     Rule(
@@ -101,7 +101,7 @@ RULES: Final = (
         title="Memory whose writes are followed by a userfaultfd in write-protect mode.",
         effect="The restored memory is not followed any more.",
         remedy="Let who follows it begin anew after a restore.",
-        source="VmFlags uw",
+        source="VmFlags uw; seen",
         find=_write_protected,
     ),
     Rule(

@@ -7,6 +7,7 @@ Source: cgroups(7); Documentation/admin-guide/cgroup-v1/pids.rst and memory.rst,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -104,7 +105,12 @@ def _frozen(facts: Facts) -> Iterator[Found]:
             continue
         match place.hierarchy.version:
             case 2:
-                is_frozen = "frozen 1" in cgroups.read_or_empty(place.directory, "cgroup.events")
+                # The workload's own one may be frozen by its operator: it is dumped, and left frozen.
+                is_frozen = (
+                    _is_frozen_above(place)
+                    if place.directory == facts.cgroup
+                    else "frozen 1" in cgroups.read_or_empty(place.directory, "cgroup.events")
+                )
                 how = f"echo 0 > {place.directory}/cgroup.freeze"
             case _:
                 state = cgroups.read_or_empty(place.directory, "freezer.state")
@@ -118,6 +124,15 @@ def _frozen(facts: Facts) -> Iterator[Found]:
                 "is frozen",
                 remedy=f"Thaw it, or the one above it that is frozen: {how}.",
             )
+
+
+def _is_frozen_above(place: _Place) -> bool:
+    directory = os.path.dirname(place.directory)
+    while directory.startswith(place.hierarchy.mountpoint):
+        if cgroups.read_or_empty(directory, "cgroup.freeze").strip() == "1":
+            return True
+        directory = os.path.dirname(directory)
+    return False
 
 
 def _few_pids(facts: Facts) -> Iterator[Found]:
@@ -201,6 +216,7 @@ RULES: Final = (
         remedy="Thaw it.",
         source="cgroups(7); ckpt/host/freezer_control.py",
         find=_frozen,
+        when=When.CHECK,
     ),
     Rule(
         name="pids-limit",

@@ -17,6 +17,7 @@ from ckpt.host.preflight.table import RULES
 from ckpt.model.findings import Finding, in_order
 
 EVER: Final = frozenset(When)
+CHECKED: Final = frozenset((When.BEFORE, When.ALWAYS, When.CHECK))
 BEFORE_FREEZE: Final = frozenset((When.BEFORE, When.ALWAYS))
 LASTING_UNDER_FREEZE: Final = frozenset((When.ALWAYS,))
 PASSING: Final = frozenset((When.MOMENT,))

@@ -180,7 +180,8 @@ RULES: Final = (
         title="Memory of a device that is mapped; /dev/zero is memory like any other.",
         effect="The dump fails, and the workload runs on.",
         remedy="Let it unmap the device before the dump.",
-        source="criu/proc_parse.c (handle_vma)",
+        source="criu/proc_parse.c (handle_vma); seen with a loop device. A character device was not provoked: none here "
+        "can be mapped",
         find=_mapped_devices,
         when=When.ALWAYS,
     ),

@@ -19,7 +19,17 @@ from ckpt.model.inodes import RoleKind
 Held = tuple[ProcessFacts, Hold]
 
 MEMORY_DEVICES: Final = 1
-_IN_MEMORY: Final = ("/memfd:", "/dev/zero (deleted)", "/SYSV", "/anon_hugepage", "/[aio]", "/secretmem")
+DMA_BUFFER: Final = "/dmabuf:"
+"""How the link of a DMA-BUF begins: it has no place in a file system."""
+_IN_MEMORY: Final = (
+    "/memfd:",
+    "/dev/zero (deleted)",
+    "/SYSV",
+    "/anon_hugepage",
+    "/[aio]",
+    "/secretmem",
+    DMA_BUFFER,
+)
 _NAMESPACE_LINKS: Final = frozenset(("cgroup", "pid", "user", "ipc", "uts", "mnt", "net", "time"))
 
 
@@ -81,7 +91,7 @@ def _list_for(found: Descriptors, hold: Hold) -> list[Held] | None:
     has_path = hold.is_file
     if is_pidfd(hold):
         return found.pidfds
-    if hold.target.startswith("anon_inode:"):
+    if hold.target.startswith(("anon_inode:", DMA_BUFFER)):
         return found.anonymous
     if kind == stat.S_IFCHR:
         return found.characters

@@ -15,7 +15,7 @@ from typing import Final
 
 from ckpt.host.inspection.processes import ProcessFacts
 from ckpt.host.preflight.facts import Facts, fd_of
-from ckpt.host.preflight.rule import Found, Rule, of_each_task
+from ckpt.host.preflight.rule import Found, Rule, When, of_each_task
 from ckpt.model.findings import Severity
 from ckpt.units import Pid, human_bytes
 
@@ -150,5 +150,6 @@ RULES: Final = (
         remedy="Free some space there, or choose another place (CKPT_STATE).",
         source="statvfs(3); proc_pid_status(5): RssAnon, VmSwap, RssShmem",
         find=_no_space,
+        when=When.CHECK,
     ),
 )

@@ -91,9 +91,10 @@ RULES: Final = (
         name="ping-socket",
         severity=Severity.WARNING,
         title="a ping socket (ICMP datagrams)",
-        effect="It comes back without its address and its identifier.",
+        effect="It comes back without its address and its identifier; the restore fails where the host does not allow "
+        "root such a socket (net.ipv4.ping_group_range).",
         remedy="Let the program open it anew after the restore.",
-        source="icmp(7); criu/sk-inet.c, gen_uncon_sk()",
+        source="icmp(7); criu/sk-inet.c, gen_uncon_sk(); seen",
         find=_ping,
     ),
 )

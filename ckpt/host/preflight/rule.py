@@ -34,6 +34,7 @@ class When(Enum):
 
     BEFORE = "before"
     ALWAYS = "always"
+    CHECK = "check"
     MOMENT = "moment"
 
 

@@ -1,7 +1,8 @@
 """Rules over what is watched by inotify(7) and fanotify(7).
 
 CRIU knows a watched inode by its file handle alone: it must be able to open the handle, and on file systems in memory
-to find the path as well.
+to find the path as well. A restore needs the path on all of them, but for a deleted file that CRIU makes anew, as the
+tree has it open.
 Source: criu/fsnotify.c, check_open_handle(); criu/irmap.c; proc_pid_fdinfo(5); include/uapi/linux/fanotify.h.
 """
 
@@ -21,7 +22,7 @@ from ckpt.host.inspection.holdings import Hold
 from ckpt.host.inspection.processes import ProcessFacts
 from ckpt.host.mounts import Mount
 from ckpt.host.preflight.facts import Facts, named, subject
-from ckpt.host.preflight.held_descriptors import descriptors
+from ckpt.host.preflight.held_descriptors import descriptors, is_in_memory
 from ckpt.host.preflight.rule import Found, Rule
 from ckpt.model.findings import Severity
 from ckpt.units import Pid
@@ -44,7 +45,7 @@ _WATCHERS: Final = ("anon_inode:inotify", "inotify", "anon_inode:[fanotify]")
 
 
 class _Reach(Enum):
-    """Whether CRIU finds a watched file again."""
+    """Whether CRIU finds a watched file again; `NAMELESS`: not by a path."""
 
     FOUND = auto()
     NAMELESS = auto()
@@ -74,12 +75,40 @@ def _unreachable(facts: Facts) -> Iterator[Found]:
 
 def _nameless(facts: Facts) -> Iterator[Found]:
     for watch in facts.once(_watches):
-        if watch.reach is _Reach.NAMELESS:
+        if watch.reach is not _Reach.NAMELESS:
+            continue
+        where = f"{subject(watch.hold)}, inode {watch.inode}"
+        said = f"{named(watch.task, watch.hold)}, which watches"
+        held = _held_in_tree(facts, watch)
+        if held is None:
             yield Found(
                 pid=watch.task.pid,
-                subject=f"{subject(watch.hold)}, inode {watch.inode}",
-                message=f"{named(watch.task, watch.hold)}, which watches a file that has no name any more",
+                subject=where,
+                message=f"{said} a file (inode {watch.inode}) that a restore will not find: it was deleted, or another one "
+                "is mounted over it",
             )
+        # CRIU leaves a directory that it made anew be; a file's name it takes away again, and the watch with it.
+        elif not stat.S_ISDIR(held.status.st_mode):
+            yield Found(
+                pid=watch.task.pid,
+                subject=where,
+                severity=Severity.WARNING,
+                message=f"{said} the deleted file {held.path}, and that watch ends at a restore",
+                remedy="Let it watch the file anew after a restore.",
+            )
+
+
+def _held_in_tree(facts: Facts, watch: _Watch) -> Hold | None:
+    """How the tree of a watching process has the deleted file that it watches open, or mapped; None if it has not."""
+    for tree in facts.snapshot.trees:
+        pids = [process.pid for process in tree.processes]
+        for pid in pids if watch.task.pid in pids else ():
+            for hold in facts.snapshot.holdings[pid].holds:
+                status = hold.status
+                # The device is not compared: btrfs gives watches another one.
+                if status.st_ino == watch.inode and not status.st_nlink and not is_in_memory(hold):
+                    return hold
+    return None
 
 
 def _permission(facts: Facts) -> Iterator[Found]:
@@ -211,11 +240,13 @@ RULES: Final = (
     ),
     Rule(
         name="watch-nameless",
-        severity=Severity.INFO,
-        title="An inotify or fanotify watch on a file that was deleted and is still open.",
-        effect="The watch may be lost.",
-        remedy="",
-        source="criu/fsnotify.c; seen on ext4",
+        severity=Severity.BLOCKER,
+        title="An inotify or fanotify watch on a file that was deleted, or that another one is mounted over; a warning "
+        "only where a process of the same tree has the deleted file open.",
+        effect="The dump succeeds, and the restore fails. Where the file is open, the watch ends at the restore, and the "
+        "workload is told that the file was deleted; the watch on a directory stays.",
+        remedy="Let it end that watch before the dump.",
+        source="criu/fsnotify.c (get_mark_path); seen on ext4",
         find=_nameless,
     ),
 )

@@ -117,7 +117,8 @@ def test_only_the_rules_for_the_moment_are_asked() -> None:
     def asked(when: frozenset[When]) -> list[str]:
         return [finding.rule for finding in checking.check(facts_of(), when, rules)]
 
-    assert asked(checking.EVER) == ["BEFORE", "ALWAYS", "MOMENT"]
+    assert asked(checking.EVER) == ["BEFORE", "ALWAYS", "CHECK", "MOMENT"]
+    assert asked(checking.CHECKED) == ["BEFORE", "ALWAYS", "CHECK"]
     assert asked(checking.BEFORE_FREEZE) == ["BEFORE", "ALWAYS"]
     assert asked(checking.LASTING_UNDER_FREEZE) == ["ALWAYS"]
     assert asked(checking.PASSING) == ["MOMENT"]

@@ -1,4 +1,4 @@
-"""GPUs, which no machine at hand has: what is said of them with CRIU's plug-ins and without."""
+"""GPUs, which no machine at hand has: what is said of them with CRIU's plug-ins and without; and other devices."""
 
 from __future__ import annotations
 
@@ -81,3 +81,9 @@ def test_a_device_that_only_lies_beside_a_gpu_is_a_device() -> None:
     (finding,) = said_of("/dev/video0", 81)
     assert (finding.rule, finding.severity) == ("device", Severity.BLOCKER)
     assert finding.subject == "fd 5 → /dev/video0"
+
+
+def test_a_character_device_that_is_mapped_is_a_blocker() -> None:
+    (finding,) = said_of("/dev/mem", 1, mapped=True)
+    assert (finding.rule, finding.severity) == ("mapped-device", Severity.BLOCKER)
+    assert "maps /dev/mem, a device" in finding.message
