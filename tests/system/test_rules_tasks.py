@@ -89,7 +89,10 @@ DUMP_FAILS = {
     "no more memory": (
         "addresses-full",
         (
-            "p = child('sleep', '600'); v = int(open(f'/proc/{p}/statm').read().split()[0]) * 4096 + (64 << 10)\n"
+            # Only when it sleeps it has mapped all that it will.
+            "p = child('sleep', '600')\n"
+            "while ') S ' not in open(f'/proc/{p}/stat').read(): time.sleep(0.005)\n"
+            "v = int(open(f'/proc/{p}/statm').read().split()[0]) * 4096 + (64 << 10)\n"
             "resource.prlimit(p, resource.RLIMIT_AS, (v, v))"
         ),
         "mmap",

@@ -116,8 +116,8 @@ class HostInspector:
     def check(self, target: Target, options: DumpOptions) -> tuple[Finding, ...]:
         """Everything that speaks against a dump with these options, or a restore after it; the gravest first."""
         taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
-        lasting = check(Facts(taken, options, target.cgroup, staging=self._state), CHECKED)
-        passing = check(Facts(taken, options, target.cgroup, staging=self._state), PASSING)
+        facts = Facts(taken, options, target.cgroup, staging=self._state)
+        lasting, passing = check(facts, CHECKED), check(facts, PASSING)
         for _ in range(_LOOKS if passing else 0):
             time.sleep(_LOOK_S)
             taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)

@@ -41,8 +41,8 @@ def _foreign_mount(facts: Facts) -> Iterator[Found]:
         if stat.S_ISCHR(hold.status.st_mode) and not is_memory_device(hold):
             continue
         mounts = facts.once(_seen_mounts)[task.pid]
-        mount = facts.fdinfo(hold).get("mnt_id", "")
-        if mounts and mount and int(mount) not in mounts:
+        mount = facts.mount_id(hold)
+        if mounts and mount is not None and mount not in mounts:
             yield Found(
                 pid=task.pid,
                 subject=subject(hold),

@@ -75,6 +75,15 @@ class Facts:
         """/proc/PID/fdinfo/FD by its names, the last of lines that have the same; empty if it was closed."""
         return self._table(f"/proc/{hold.pid}/fdinfo/{fd_of(hold)}", self._known_fdinfo(hold))
 
+    def mount_id(self, hold: Hold) -> int | None:
+        """The mount that a descriptor was opened on, as mountinfo numbers it; None if it was closed, or has none."""
+        known = self._known_fdinfo(hold)
+        if known is None:
+            number = self.fdinfo(hold).get("mnt_id", "")
+        else:
+            number = known.partition("mnt_id:")[2].partition("\n")[0].strip()
+        return int(number) if number else None
+
     def fdinfo_lines(self, hold: Hold) -> tuple[str, ...]:
         """/proc/PID/fdinfo/FD, where names come several times; empty if it was closed."""
         known = self._known_fdinfo(hold)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from ckpt.host.inspection.processes import ProcessFacts
@@ -24,8 +25,10 @@ _SEMAPHORES_MAX: Final = 4096
 _NUMA_BYTES: Final = 4096
 _NUMA_RESIDENT_KIB_MAX: Final = 1 << 20
 """The first lines of numa_maps: the policy is in every line, and the kernel walks the memory of what is read, which takes
-it too long in a process that has more than this.
+it too long in a process that has more than this. Children inherit it: the first processes tell.
 """
+
+_NUMA_TASKS_MAX: Final = 4
 
 _PERSONALITIES: Final = {
     0x0000008: "PER_LINUX32",
@@ -58,18 +61,20 @@ def _merging(facts: Facts, task: ProcessFacts) -> Iterator[Found]:
         )
 
 
-def _memory_policy(facts: Facts, task: ProcessFacts) -> Iterator[Found]:
-    resident, _, unit = facts.status(task).get("VmRSS", "").partition(" ")
-    if unit == "kB" and int(resident) > _NUMA_RESIDENT_KIB_MAX:
-        return
-    with open(f"/proc/{task.pid}/numa_maps", "rb", buffering=0) as stream:
-        words = stream.read(_NUMA_BYTES).split(b"\n", 1)[0].decode(errors="replace").split()
-    if len(words) > 1 and words[1] != "default":
-        yield Found(
-            pid=task.pid,
-            subject=words[1],
-            message=f"{task.label} has the NUMA memory policy {words[1]}, and comes back with the default one",
-        )
+def _memory_policy(facts: Facts) -> Iterator[Found]:
+    for task in islice(facts.tasks, _NUMA_TASKS_MAX):
+        resident, _, unit = facts.status(task).get("VmRSS", "").partition(" ")
+        if unit == "kB" and int(resident) > _NUMA_RESIDENT_KIB_MAX:
+            continue
+        words: list[str] = []
+        with suppress(OSError), open(f"/proc/{task.pid}/numa_maps", "rb", buffering=0) as stream:
+            words = stream.read(_NUMA_BYTES).split(b"\n", 1)[0].decode(errors="replace").split()
+        if len(words) > 1 and words[1] != "default":
+            yield Found(
+                pid=task.pid,
+                subject=words[1],
+                message=f"{task.label} has the NUMA memory policy {words[1]}, and comes back with the default one",
+            )
 
 
 def _cgroup_namespace(facts: Facts) -> Iterator[Found]:
@@ -139,12 +144,12 @@ RULES: Final = (
     Rule(
         name="numa-policy",
         severity=Severity.WARNING,
-        title="a NUMA memory policy (numactl, set_mempolicy) of a process with less than 1 GiB in memory",
+        title="a NUMA memory policy (numactl, set_mempolicy) of one of the first four processes, with less than 1 GiB in memory",
         effect="It is lost: new memory of the restored process comes from any node.",
         remedy="Let the program set it again.",
         source="set_mempolicy(2), numa(7). Policies of single areas (mbind) are lost as well, and not looked for: the "
         "kernel would have to walk all memory",
-        find=of_each_task(_memory_policy),
+        find=_memory_policy,
     ),
     Rule(
         name="cgroup-namespace",
