@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckpt.errors import OsRefused
+from ckpt.host.criu.clock_names import CLOCKS
 from ckpt.host.criu.imagefile import read_entries, write_entries
 from ckpt.host.criu.pstree import read_tasks
 from ckpt.host.criu.timens import instant_path, read_instant
@@ -45,16 +46,6 @@ _REALTIME: Final = 0
 _STOOD_STILL: Final = ClockAdvance()
 _SECOND: Final = 1_000_000_000
 _MICROSECOND: Final = 1_000
-_CLOCKS: Final = {
-    0: "CLOCK_REALTIME",
-    1: "CLOCK_MONOTONIC",
-    2: "CLOCK_PROCESS_CPUTIME_ID",
-    3: "CLOCK_THREAD_CPUTIME_ID",
-    7: "CLOCK_BOOTTIME",
-    8: "CLOCK_REALTIME_ALARM",
-    9: "CLOCK_BOOTTIME_ALARM",
-    11: "CLOCK_TAI",
-}
 _MONOTONIC_CLOCKS: Final = frozenset((1,))
 _BOOTTIME_CLOCKS: Final = frozenset((7, 9))
 
@@ -116,14 +107,14 @@ def wall_timers(images: Path, timers: Iterable[PendingTimer]) -> dict[Pid, dict[
     """
     absolute = {_key(timer) for timer in timers if timer.kind is TimerKind.POSIX and timer.absolute}
     found: dict[Pid, dict[int, Nanoseconds]] = {}
-    for pid in {pid for pid, clock, _ in absolute if clock == _CLOCKS[_REALTIME]}:
+    for pid in {pid for pid, clock, _ in absolute if clock == CLOCKS[_REALTIME]}:
         path = images / f"core-{pid}.img"
         if path.is_file():  # else it is a process of another tree
             found[pid] = {
                 timer.it_id: Nanoseconds(_left_ns(timer))
                 for core in read_entries(path, "CORE", "core_entry")
                 for timer in core.tc.timers.posix
-                if timer.clock_id == _REALTIME and (pid, _CLOCKS[_REALTIME], _left_ns(timer)) in absolute
+                if timer.clock_id == _REALTIME and (pid, CLOCKS[_REALTIME], _left_ns(timer)) in absolute
             }
     return found
 
@@ -332,4 +323,4 @@ def _pending(
 
 
 def _name(clock: int) -> str:
-    return _CLOCKS.get(clock, f"clock {clock}")
+    return CLOCKS.get(clock, f"clock {clock}")

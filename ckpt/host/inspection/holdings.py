@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from ckpt.host.proc_text import read_text
 from ckpt.model.inodes import RoleKind
 from ckpt.units import Pid
 
@@ -21,7 +22,6 @@ Key = tuple[int, int]
 """A file's device and inode number."""
 
 _DELETED: Final = " (deleted)"
-_READ_BYTES: Final = 1 << 16
 _WRITES_FILE: Final = ("-w-s", "rw-s", "-wxs", "rwxs")
 _ACCESS: Final = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 
@@ -181,7 +181,7 @@ def _add_map(found: Holdings, detail: str, path: str) -> int:
 def _flags(found: Holdings, fd: str) -> str:
     """The descriptor's access mode and O_APPEND, as in "O_WRONLY|O_APPEND"."""
     with suppress(OSError, ValueError, KeyError, IndexError):
-        text = _fdinfo(found.pid, fd)
+        text = read_text(f"/proc/{found.pid}/fdinfo/{fd}")
         found.fdinfo[int(fd)] = text
         flags = int(text.partition("flags:")[2].split(None, 1)[0], 8)
         return _ACCESS[flags & os.O_ACCMODE] + ("|O_APPEND" if flags & os.O_APPEND else "")
@@ -191,15 +191,3 @@ def _flags(found: Holdings, fd: str) -> str:
 def _watches(pid: Pid, fd: str) -> Iterator[str]:
     with suppress(OSError), open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as stream:
         yield from (line.strip() for line in stream if line.startswith(("inotify wd:", "fanotify ino:")))
-
-
-def _fdinfo(pid: Pid, fd: str) -> str:
-    # Half of what open() takes, and there are hundreds of these.
-    file = os.open(f"/proc/{pid}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = b""
-        while part := os.read(file, _READ_BYTES):
-            text += part
-    finally:
-        os.close(file)
-    return text.decode(errors="replace")

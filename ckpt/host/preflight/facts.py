@@ -17,13 +17,13 @@ from ckpt.host.inspection.holdings import Hold, Holdings
 from ckpt.host.inspection.processes import ProcessFacts
 from ckpt.host.inspection.snapshot import Snapshot
 from ckpt.host.mounts import Mount, mounts_of
+from ckpt.host.proc_text import read_text
 from ckpt.model.checkpoint import DumpOptions
 from ckpt.model.inodes import RoleKind
 from ckpt.units import Pid
 
 Made = TypeVar("Made")
 
-_READ_BYTES = 64 * 1024
 NAMESPACES = ("cgroup", "pid", "user", "ipc", "uts", "mnt", "net", "time")
 
 
@@ -99,7 +99,7 @@ class Facts:
         if key not in self._made:
             self._made[key] = ()
             with suppress(OSError):
-                self._made[key] = tuple(_text(path).splitlines())
+                self._made[key] = tuple(read_text(path).splitlines())
         made: tuple[str, ...] = self._made[key]
         return made
 
@@ -140,25 +140,13 @@ class Facts:
         if path not in self._made:
             self._made[path] = {}
             with suppress(OSError):
-                text = _text(path) if known is None else known
+                text = read_text(path) if known is None else known
                 self._made[path] = {
                     name: value.strip()
                     for name, _, value in (line.partition(":") for line in text.splitlines())
                 }
         made: dict[str, str] = self._made[path]
         return made
-
-
-def _text(path: str) -> str:
-    # Half of what open() takes, and there are hundreds of these.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = b""
-        while part := os.read(fd, _READ_BYTES):
-            text += part
-    finally:
-        os.close(fd)
-    return text.decode(errors="replace")
 
 
 def fd_of(hold: Hold) -> int:

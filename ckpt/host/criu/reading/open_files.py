@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from ckpt.host.criu.clock_names import CLOCKS
 from ckpt.host.criu.imagefile import read_entries
 from ckpt.host.criu.reading.values import (
-    CLOCKS,
     access,
     flag_names,
     name_of,

@@ -11,16 +11,6 @@ from typing import Any, Final
 
 from ckpt.units import SECOND
 
-CLOCKS: Final = {
-    0: "CLOCK_REALTIME",
-    1: "CLOCK_MONOTONIC",
-    2: "CLOCK_PROCESS_CPUTIME_ID",
-    3: "CLOCK_THREAD_CPUTIME_ID",
-    7: "CLOCK_BOOTTIME",
-    8: "CLOCK_REALTIME_ALARM",
-    9: "CLOCK_BOOTTIME_ALARM",
-    11: "CLOCK_TAI",
-}
 _ACCESS: Final = {0: "r", 1: "w", 2: "rw"}
 _O_PATH: Final = 0o10000000
 _FLAGS: Final = {
