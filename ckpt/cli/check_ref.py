@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from ckpt.cli.call import Call, usage
 from ckpt.cli.hosts import connected, host_option, refuse_without_host
 from ckpt.cli.parameters import job_name, target_ref
 from ckpt.codec.names import refuse_label
+from ckpt.errors import NoSuchTarget, ObjectMissing
 from ckpt.flow.check_ref import CheckRefCall, CheckRefPorts, check_ref, check_target_elsewhere
 from ckpt.flow.ports import Judge
 from ckpt.model.findings import Finding
@@ -57,9 +59,12 @@ def check_checkpoint(call: Call, ref: str, given: dict[str, Any]) -> tuple[Findi
     """What speaks against a restore of a checkpoint, here or on the host that `given` names; the gravest first.
 
     Raises:
+        NoSuchTarget: it was named as a job may be, and is neither a job that runs nor a checkpoint.
         StoreError: it is not there, or not whole.
         RemoteError: the other host cannot be asked.
     """
+    if given["checkpoint"] is None and not refuse_label(ref):
+        _refuse_unknown(call, ref)
     wanted = CheckRefCall(
         ref=ref, job=given["as_job"], new_pids=given["pids"] == "new", elsewhere=given["host"] is not None
     )
@@ -78,6 +83,18 @@ def check_target_on_host(call: Call, target: TargetRef, given: dict[str, Any]) -
     """
     with connected(call, given["host"], given) as peer:
         return check_target_elsewhere(target, wiring.check_ports(), wiring.target_needs(), peer)
+
+
+def _refuse_unknown(call: Call, name: str) -> None:
+    with suppress(ObjectMissing):
+        if wiring.is_there(call.store):
+            wiring.open_store(call.store, create=False).resolve(name)
+            return
+    raise NoSuchTarget(
+        kind="job that runs, and no checkpoint,",
+        name=name,
+        remedy="'ckpt ps' shows the jobs, and 'ckpt list' the checkpoints.",
+    )
 
 
 def _ports(call: Call, judge: Judge) -> CheckRefPorts:

@@ -261,3 +261,11 @@ def test_new_pids_need_no_free_ones(
 ) -> None:
     with holding_pid(service.pid):
         assert ckpt("check", service.id, "--pids", "new")["ok"]
+
+
+def test_a_name_that_is_neither_a_job_nor_a_checkpoint_is_63(ckpt: Ckpt) -> None:
+    error = ckpt("check", "nosuch", exit_code=63)["error"]
+    assert (error["slug"], error["message"]) == (
+        "no-such-target",
+        "There is no job that runs, and no checkpoint, nosuch.",
+    )
