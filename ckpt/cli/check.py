@@ -17,9 +17,10 @@ from ckpt.cli.dump_options import dump_options, dump_parameters
 from ckpt.cli.output import on_one_line
 from ckpt.errors import CannotCheckpoint
 from ckpt.flow.check import check
-from ckpt.model.findings import Finding, Severity, blockers, in_order
+from ckpt.model.findings import Finding, Severity, blockers, few_of_each, in_order
 
 _WIDTH: Final = 100
+_INDENT: Final = " " * 9
 
 
 @make_command("check", example="ckpt check web")
@@ -45,28 +46,30 @@ def command(call: Call, /, **given: Any) -> int:
 
 
 def as_text(findings: Iterable[Finding]) -> str:
-    """The findings for people, the gravest first, and a sum at the end."""
-    counted: Counter[Severity] = Counter()
-    lines: list[str] = []
-    for finding in findings:
-        counted[finding.severity] += 1
-        lines += wrap(
-            f"{finding.severity.value:<8} {finding.rule}: {on_one_line(finding.message)}.",
-            _WIDTH,
-            subsequent_indent=" " * 9,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        remedy = f"{finding.remedy} {f'(ckpt dump {finding.option})' if finding.option else ''}".strip()
-        lines += wrap(
-            on_one_line(remedy),
-            _WIDTH,
-            initial_indent=" " * 9,
-            subsequent_indent=" " * 9,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    if not counted:
+    """The findings for people, the gravest first, and a sum at the end; of a rule that found many, the first few."""
+    findings = tuple(findings)
+    if not findings:
         return "Nothing speaks against it."
+    lines: list[str] = []
+    for finding, more in few_of_each(findings):
+        lines += _wrapped(f"{finding.severity.value:<8} {finding.rule}: {finding.message}.", indent="")
+        remedy = f"{finding.remedy} {f'(ckpt dump {finding.option})' if finding.option else ''}".strip()
+        lines += _wrapped(remedy, indent=_INDENT)
+        if more:
+            lines += _wrapped(
+                f"{finding.severity.value:<8} {finding.rule}: and {more} more; --json names all.", indent=""
+            )
+    counted = Counter(finding.severity for finding in findings)
     lines.append(", ".join(f"{counted[severity]} {severity.value}(s)" for severity in Severity))
     return "\n".join(lines)
+
+
+def _wrapped(text: str, *, indent: str) -> list[str]:
+    return wrap(
+        on_one_line(text),
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=_INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

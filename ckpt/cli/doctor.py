@@ -57,7 +57,13 @@ def command(call: Call, /, **given: Any) -> int:
         if given["report"] is None:
             return _tell(call, checks, {})
         announce("writing the report")
-        report = reporting.write(given["report"], call.store, checks, with_secrets=given["with_secrets"])
+        report = reporting.write(
+            given["report"],
+            call.store,
+            checks,
+            key_command=call.key_command,
+            with_secrets=given["with_secrets"],
+        )
     return _tell(call, checks, {"report": report}, reporting.text_of(report))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from ckpt.cli.output import paint, print_json
+from ckpt.cli.output import on_one_line, paint, print_json
 from ckpt.errors import CkptError, CriuError, Incompatible, Usage
 
 BUG: Final = 70
@@ -52,16 +52,16 @@ def document_of(error: CkptError) -> dict[str, Any]:
 
 
 def text_of(error: CkptError) -> str:
-    """The error for people, without the final newline."""
-    lines = [f"{paint('ckpt:', 'red', sys.stderr)} {error.message}"]
+    """The error for people, without the final newline; what checkpoints and other hosts say in it cannot steer a terminal."""
+    lines = [f"{paint('ckpt:', 'red', sys.stderr)} {on_one_line(error.message)}"]
     if error.advice:
-        lines.append(error.advice)
+        lines.append(on_one_line(error.advice))
     if isinstance(error, CriuError):
         if error.log_lines:
             lines.append("CRIU's log says:")
-        lines += [f"    {line}" for line in error.log_lines]
+        lines += [f"    {on_one_line(line)}" for line in error.log_lines]
         if error.log_path:
-            lines.append(f"The whole log: {error.log_path}")
+            lines.append(f"The whole log: {on_one_line(error.log_path)}")
     return "\n".join(lines)
 
 

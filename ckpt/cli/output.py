@@ -42,7 +42,7 @@ class Output:
         if self.json_progress:
             print_event({"event": "warning", "message": sentence})
         else:
-            click.echo(f"{paint('ckpt: warning:', 'yellow', sys.stderr)} {sentence}", err=True)
+            click.echo(f"{paint('ckpt: warning:', 'yellow', sys.stderr)} {on_one_line(sentence)}", err=True)
 
     def note(self, sentence: str) -> None:
         """Tell on stderr what only -v asks for."""
@@ -51,7 +51,7 @@ class Output:
         if self.json_progress:
             print_event({"event": "note", "message": sentence})
         else:
-            click.echo(f"ckpt: {sentence}", err=True)
+            click.echo(f"ckpt: {on_one_line(sentence)}", err=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

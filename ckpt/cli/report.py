@@ -46,10 +46,13 @@ def command(call: Call, refs: tuple[str, ...], path: str) -> None:
 
 
 def _write(path: str, content: bytes) -> None:
-    """Write the file whole or not at all: somebody may be looking at it."""
+    """Write the file whole or not at all: somebody may be looking at it. What is no regular file is never replaced."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OsRefused(operation="write", subject=path, reason="not a regular file")
     passing = f"{path}.{os.getpid()}.new"
     try:
-        with open(passing, "xb") as file:
+        # It has command lines and paths: for its owner alone, as images are.
+        with open(passing, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(content)
         os.replace(passing, path)
     except OSError as error:

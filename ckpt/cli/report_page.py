@@ -10,13 +10,14 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 import zlib
 from importlib import resources
 from typing import Any, Final
 
 from ckpt.cli.documents import rfc3339
 from ckpt.flow.report import Moment, Picture
-from ckpt.model.changes import AreaPages, SpacePages
+from ckpt.model.changes import AreaPages, PageExtent, SpacePages
 from ckpt.model.contents import TreeContents
 from ckpt.model.inodes import RoleKind
 from ckpt.model.memory import PageState
@@ -26,29 +27,30 @@ from ckpt.units import PAGE_BYTES, Pid, milliseconds
 PAGES_DRAWN_MAX: Final = 1 << 20
 """Of an area with more pages only those that are stored are drawn."""
 
+PAGES_DRAWN_IN_ALL_MAX: Final = 1 << 28
+"""So is it of every area, once so many pages are drawn: mappings may be larger than any memory."""
+
 HOLDERS_MAX: Final = 4
 
 
 def page(picture: Picture) -> str:
     """The whole page."""
     data = document(picture)
-    parts = {
+    parts: dict[str, str] = {
         "@TITLE@": html.escape(data["title"]),
         "@STYLE@": _asset("report.css"),
         # JSON has these characters within strings alone.
         "@DATA@": json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
         "@SCRIPT@": _asset("report.js"),
     }
-    text = _asset("report.html")
-    for name, part in parts.items():
-        before, after = text.split(name, 1)
-        text = before + part + after
-    return text
+    # In one pass: what a checkpoint holds may look like a name.
+    return re.sub("|".join(parts), lambda found: parts[found[0]], _asset("report.html"))
 
 
 def document(picture: Picture) -> dict[str, Any]:
     """What the page's script draws."""
     newest = picture.newest.checkpoint
+    drawing = _Drawing()
     return {
         "title": f"{newest.job or 'checkpoint'} · {picture.newest.id[:12]}",
         "subtitle": newest.message or picture.newest.id,
@@ -58,7 +60,7 @@ def document(picture: Picture) -> dict[str, Any]:
             _process(process, picture) for tree in newest.workload.trees for process in tree.processes
         ],
         "spaces": [
-            _space(root, pages, picture)
+            _space(root, pages, picture, drawing)
             for root, pages in sorted(picture.spaces, key=lambda found: -_stored_pages(found[1]))
         ],
         "descriptors": [row for tree in picture.contents for row in _descriptors(tree)],
@@ -114,8 +116,8 @@ def _process(process: Process, picture: Picture) -> dict[str, Any]:
     }
 
 
-def _space(root: Pid, pages: SpacePages, picture: Picture) -> dict[str, Any]:
-    areas = [_area(area) for area in pages.areas]
+def _space(root: Pid, pages: SpacePages, picture: Picture, drawing: _Drawing) -> dict[str, Any]:
+    areas = [_area(area, drawing) for area in pages.areas]
     return {
         "name": f"{root}/{pages.space.name}",
         "title": _title(root, pages, picture),
@@ -137,12 +139,45 @@ def _title(root: Pid, pages: SpacePages, picture: Picture) -> str:
     return "process " + ", ".join(names.get(pid, str(pid)) for pid in pages.space.pids)
 
 
-def _area(pages: AreaPages) -> dict[str, Any]:
+class _Drawing:
+    """The states of the pages that are drawn, as long as there is room for them."""
+
+    def __init__(self) -> None:
+        self._room = PAGES_DRAWN_IN_ALL_MAX
+
+    def states(self, pages: AreaPages) -> tuple[bool, bytes]:
+        """Whether the whole area is drawn, and the state of each page that is."""
+        if pages.area.pages <= min(PAGES_DRAWN_MAX, self._room):
+            self._room -= pages.area.pages
+            return True, pages.states()
+        return False, b"".join(map(self._stored, pages.extents))
+
+    def _stored(self, extent: PageExtent) -> bytes:
+        if len(extent.states) == extent.length:
+            return extent.states
+        # A page map names zeros of any length in a few bytes.
+        drawn = min(extent.length, PAGES_DRAWN_MAX, self._room)
+        self._room -= drawn
+        return extent.states * drawn
+
+
+def _counts(pages: AreaPages, *, whole: bool) -> list[int]:
+    """How many pages there are of each state; of those that are not stored only if the whole area counts."""
+    counts = [0] * len(PageState)
+    for extent in pages.extents:
+        if len(extent.states) == 1:
+            counts[extent.states[0]] += extent.length
+        else:
+            for state in PageState:
+                counts[state] += extent.states.count(bytes([state]))
+    if whole:
+        counts[pages.rest] += pages.area.pages - sum(extent.length for extent in pages.extents)
+    return counts
+
+
+def _area(pages: AreaPages, drawing: _Drawing) -> dict[str, Any]:
     area = pages.area
-    if area.pages <= PAGES_DRAWN_MAX:
-        states = pages.states()
-    else:
-        states = b"".join(pages.states(extent.first, extent.length) for extent in pages.extents)
+    whole, states = drawing.states(pages)
     return {
         "start": f"0x{area.start:x}",
         "end": f"0x{area.end:x}",
@@ -150,9 +185,9 @@ def _area(pages: AreaPages) -> dict[str, Any]:
         "kind": area.kind.value,
         "path": area.path,
         "pages": area.pages,
-        "whole": area.pages <= PAGES_DRAWN_MAX,
+        "whole": whole,
         "stored_pages": sum(extent.length for extent in pages.extents),
-        "counts": [states.count(bytes([state])) for state in PageState],
+        "counts": _counts(pages, whole=area.pages <= PAGES_DRAWN_MAX),
         "states": base64.b64encode(zlib.compress(states)).decode("ascii"),
     }
 

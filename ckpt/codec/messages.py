@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final, TypeVar
 
 from ckpt.codec.limits import DOCUMENT_BYTES_MAX
@@ -220,6 +221,9 @@ def _check_needs(needs: Needs) -> None:
     for number, port in enumerate(needs.ports):
         if not 0 < port.port <= 0xFFFF:
             raise Refused(f"{port.port} is no port").inside(f"needs.ports[{number}].port")
+        # A name would be asked of whoever the resolver asks.
+        if not _is_address(port.address):
+            raise Refused("this is no address").inside(f"needs.ports[{number}].address")
     for number, pages in enumerate(needs.huge_pages):
         if pages.page_bytes < PAGE_BYTES or pages.count < 0:
             raise Refused("these are no huge pages").inside(f"needs.huge_pages[{number}]")
@@ -233,6 +237,14 @@ def _check_needs(needs: Needs) -> None:
     for field, path in places:
         if path != "/" and (reason := refuse_absolute_path(path)):
             raise Refused(reason).inside(f"needs.{field}")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text
 
 
 def _read_exactly(read: Read, count: int, peer: str) -> bytes:

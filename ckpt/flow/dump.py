@@ -210,7 +210,7 @@ class _Dump:
             try:
                 self.ports.volumes.write_out(self.target)
                 self.freezer.prepare()
-                self._dump_trees(survey, started)
+                self._dump_trees(survey, started, patient=attempt < ATTEMPTS_MAX - 1)
             except NotNow:
                 self.freezer.thaw()
                 if attempt == ATTEMPTS_MAX - 1:
@@ -266,11 +266,11 @@ class _Dump:
         assert self.view is not None
         return self.view
 
-    def _dump_trees(self, survey: Survey, started: list[TreeDump]) -> None:
+    def _dump_trees(self, survey: Survey, started: list[TreeDump], *, patient: bool) -> None:
         first_root = survey.trees[0].root
 
         def freeze() -> None:
-            self._freeze(survey)
+            self._freeze(survey, patient=patient)
             if first_root not in [tree.root for tree in self._view.trees]:
                 raise _RootEndedError
 
@@ -285,13 +285,14 @@ class _Dump:
             self._copy_volumes()
         self.operation.note_phase("dumped")
 
-    def _freeze(self, survey: Survey) -> None:
+    def _freeze(self, survey: Survey, *, patient: bool) -> None:
         self.operation.note_phase("freezing")
         survey = self.ports.inspector.watch_waits(survey)
         self.froze_at = self.ports.clock.stopwatch()
         self.freezer.freeze(self.call.freeze_timeout)
         self.operation.note_phase("frozen")
-        self.view = self.ports.inspector.confirm(survey, self.freezer.cgroup)
+        self.view = self.ports.inspector.confirm(survey, self.freezer.cgroup, patient=patient)
+        self.warnings += self.view.warnings
         if not self.view.trees:
             raise NoSuchTarget(
                 kind="process in", name=str(self.target.ref), remedy="It ended while it was being frozen."

@@ -154,6 +154,10 @@ class FrozenView(Protocol):
     def settings(self) -> tuple[ProcessSettings, ...]:
         """What was set for the living processes and their threads."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know, and the survey did not tell."""
+
 
 class Survey(Protocol):
     """What was read before the freeze, so that little is left to read under it."""
@@ -183,12 +187,13 @@ class Inspector(Protocol):
     def watch_waits(self, survey: Survey) -> Survey:
         """The survey with what the threads wait for now: the last thing before the freeze."""
 
-    def confirm(self, survey: Survey, cgroup: str) -> FrozenView:
+    def confirm(self, survey: Survey, cgroup: str, *, patient: bool) -> FrozenView:
         """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
 
         Raises:
             CannotCheckpoint: what was found would fail, unless the survey was forced.
-            NotNow: it would fail at this very moment, and may not after the workload went on.
+            NotNow: it would fail at this very moment, and may not after the workload went on; unless the survey was
+                forced and we are not `patient` any more: it is among the warnings then.
         """
 
     def describe(self, view: FrozenView, target: Target) -> Workload:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from ckpt.host import cgroups
-from ckpt.host.process_table import ProcessStat, stat_of
+from ckpt.host.process_table import ProcessStat, thread_stat_of
 from ckpt.units import Pid
 
 TASKS_MAX: Final = 8
@@ -33,7 +33,7 @@ def unfrozen_tasks(cgroup: str, *, waiting_only: bool) -> tuple[str, ...]:
         if "frozen 1" in cgroups.read_or_empty(each, "cgroup.events"):
             continue
         for tid in cgroups.threads_in(each):
-            stat = stat_of(tid)
+            stat = thread_stat_of(tid)
             if stat is None or stat.ended or (waiting_only and stat.state != "D"):
                 continue
             if _wchan(tid) not in _FROZEN_IN:

@@ -4,7 +4,7 @@ Rules:
 - A process is a pid and its start time; a pid alone may be somebody else by now.
 - A process that ends while it is read is not there; that is no error.
 - Only the standard library is imported: the guardian holds this module in its memory.
-Source: proc_pid_stat(5); PF_KTHREAD is from the kernel's include/linux/sched.h.
+Source: proc_pid_stat(5); PF_KTHREAD and PF_EXITING are from the kernel's include/linux/sched.h.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ckpt.units import Pid
 
 _PF_KTHREAD = 0x00200000
+_PF_EXITING = 0x00000004
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +29,14 @@ class ProcessRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessStat:
-    """A process or thread as /proc/PID/stat shows it."""
+    """A process or thread as /proc/PID/stat shows it; `exiting` is what ends, or has ended."""
 
     pid: Pid
     name: str
     state: str
     parent: Pid
     kernel_thread: bool
+    exiting: bool
     start_ticks: int
 
     @property
@@ -50,23 +52,16 @@ class ProcessStat:
 
 def stat_of(pid: int) -> ProcessStat | None:
     """The process or thread with this id, zombies included; None if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            line = stream.read().decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name may hold spaces and parentheses; nothing after its end does.
-    before, _, after = line.rpartition(")")
-    number, _, name = before.partition(" (")
-    fields = after.split()
-    return ProcessStat(
-        pid=Pid(int(number)),
-        name=name,
-        state=fields[0],
-        parent=Pid(int(fields[1])),
-        kernel_thread=bool(int(fields[6]) & _PF_KTHREAD),
-        start_ticks=int(fields[19]),
-    )
+    return _read(f"/proc/{pid}/stat")
+
+
+def thread_stat_of(tid: int) -> ProcessStat | None:
+    """As stat_of(), of one thread among thousands.
+
+    For /proc/TID/stat the kernel adds up what all threads of the process used: asked for each of them, that takes a
+    time that grows with the square of their number.
+    """
+    return _read(f"/proc/{tid}/task/{tid}/stat")
 
 
 def all_processes() -> dict[Pid, ProcessStat]:
@@ -117,3 +112,24 @@ def boot_id() -> str:
     """What tells this run of the kernel from every other."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
         return stream.read().strip()
+
+
+def _read(path: str) -> ProcessStat | None:
+    try:
+        with open(path, "rb") as stream:
+            line = stream.read().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name may hold spaces and parentheses; nothing after its end does.
+    before, _, after = line.rpartition(")")
+    number, _, name = before.partition(" (")
+    fields = after.split()
+    return ProcessStat(
+        pid=Pid(int(number)),
+        name=name,
+        state=fields[0],
+        parent=Pid(int(fields[1])),
+        kernel_thread=bool(int(fields[6]) & _PF_KTHREAD),
+        exiting=bool(int(fields[6]) & _PF_EXITING),
+        start_ticks=int(fields[19]),
+    )

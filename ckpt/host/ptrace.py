@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from ckpt.host.process_table import stat_of
+from ckpt.host.process_table import thread_stat_of
 from ckpt.host.ptrace_requests import O_SUSPEND_SECCOMP, supported, waiting_signals
 from ckpt.host.traced_thread import CALL_TIMEOUT_S, MINUS_ONE, OPTIONS, STOP_TIMEOUT_S, TracedThread, refused
 from ckpt.units import Pid
@@ -173,7 +173,7 @@ def _seize_new(threads: dict[Pid, list[TracedThread]]) -> int:
         except OSError as error:
             raise refused("trace", f"process {pid}", os.strerror(errno.ESRCH)) from error
         for tid in set(listed) - {thread.tid for thread in known}:
-            stat = stat_of(tid)
+            stat = thread_stat_of(tid)
             if stat is None or stat.ended:
                 continue
             known.append(TracedThread.seize(Pid(tid), pid))

@@ -77,6 +77,7 @@ class Sockets:
     raw: Mapping[str, Raw]
     missing: frozenset[str] = frozenset()
     _made: dict[tuple[str, InodeNumber], object] = field(default_factory=dict)
+    _listeners: dict[InodeNumber, UnixSocket] | None = None
 
     def unix(self, inode: InodeNumber) -> UnixSocket | None:
         """The unix socket with this inode number; None if there is none here."""
@@ -94,12 +95,12 @@ class Sockets:
         """The netlink socket with this inode number."""
         return self._value("netlink", inode, parse_netlink)
 
-    def listeners(self) -> Iterator[UnixSocket]:
-        """The unix sockets that have connections which were not accepted yet."""
-        for inode in self.raw.get("unix", {}):
-            found = self.unix(inode)
-            if found is not None and found.pending:
-                yield found
+    def listener_of(self, client: InodeNumber) -> UnixSocket | None:
+        """The unix socket that has not accepted this one's connection yet; None if there is none."""
+        if self._listeners is None:
+            everyone = map(self.unix, self.raw.get("unix", {}))
+            self._listeners = {inode: each for each in everyone if each for inode in each.pending}
+        return self._listeners.get(client)
 
     def _value(self, family: str, inode: InodeNumber, parse: Callable[[bytes], Value]) -> Value | None:
         raw = self.raw.get(family, {}).get(inode)

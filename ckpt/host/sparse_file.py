@@ -54,6 +54,11 @@ def sparse_file(path: str, size_bytes: int) -> Iterator[SparseFile]:
             os.ftruncate(fd, size_bytes)
         except OSError as error:
             raise _refused(path, error) from error
+        except OverflowError:
+            # What images claim may be larger than any file.
+            raise OsRefused(
+                operation="write", subject=path, reason=f"no file can have {size_bytes} bytes"
+            ) from None
         yield SparseFile(fd, path)
         try:
             os.fsync(fd)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from ckpt.units import Pid
+
+ALIKE_MAX: Final = 5
+"""How many findings of one rule are told to people: a server has thousands of connections."""
 
 
 class Severity(StrEnum):
@@ -54,3 +59,29 @@ def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """The gravest first, else as they are."""
     places = {severity: place for place, severity in enumerate(Severity)}
     return tuple(sorted(findings, key=lambda finding: places[finding.severity]))
+
+
+def few_of_each(findings: Iterable[Finding]) -> Iterator[tuple[Finding, int]]:
+    """The first of each rule and severity, as they come; with the last of them, how many more there are."""
+    findings = tuple(findings)
+    counts = Counter(_kind(finding) for finding in findings)
+    seen: Counter[tuple[str, Severity]] = Counter()
+    for finding in findings:
+        kind = _kind(finding)
+        seen[kind] += 1
+        if seen[kind] <= ALIKE_MAX:
+            yield finding, counts[kind] - ALIKE_MAX if seen[kind] == ALIKE_MAX else 0
+
+
+def told(findings: Iterable[Finding], say: Callable[[Finding], str]) -> tuple[str, ...]:
+    """What `say` makes of the first findings of each rule, and then how many more there are."""
+    sentences: list[str] = []
+    for finding, more in few_of_each(findings):
+        sentences.append(say(finding))
+        if more:
+            sentences.append(f"and {more} more of the rule {finding.rule}, which 'ckpt check --json' names")
+    return tuple(sentences)
+
+
+def _kind(finding: Finding) -> tuple[str, Severity]:
+    return finding.rule, finding.severity

@@ -14,6 +14,7 @@ import base64
 import hashlib
 import logging
 import socket
+import tempfile
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,7 @@ import paramiko
 
 from ckpt.errors import HostKeyRefused, LoginRefused, PeerFailed, RemoteError, Unreachable
 from ckpt.remote.address import Address
+from ckpt.remote.known_hosts import usable_lines
 from ckpt.remote.way import CONNECT_TIMEOUT_S, SshOptions, Way, find_way, said
 
 # What went wrong is told once, by our own errors.
@@ -134,15 +136,16 @@ class SshConnection:
         self.close()
 
     def _load_known_hosts(self, way: Way) -> None:
-        for path in way.known_hosts:
-            try:
-                self._client.load_system_host_keys(path)
-            except FileNotFoundError:
-                continue
-            except (OSError, paramiko.SSHException) as error:
-                raise HostKeyRefused(
-                    host=self.host, reason=f"the known hosts in {path} cannot be read ({said(error)})"
-                ) from None
+        try:
+            with tempfile.NamedTemporaryFile("w", prefix="ckpt-", encoding="utf-8") as usable:
+                usable.write("".join(f"{line}\n" for line in usable_lines(way.known_hosts)))
+                usable.flush()
+                self._client.load_system_host_keys(usable.name)
+        except (OSError, paramiko.SSHException) as error:
+            where = getattr(error, "filename", None) or ", ".join(way.known_hosts)
+            raise HostKeyRefused(
+                host=self.host, reason=f"the known hosts in {where} cannot be read ({said(error)})"
+            ) from None
 
     def _connect(self, way: Way) -> None:
         try:

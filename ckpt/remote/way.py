@@ -91,7 +91,8 @@ def _config(path: str, host: str) -> Mapping[str, Any]:
         return paramiko.SSHConfig.from_path(str(place)).lookup(host)
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, paramiko.ConfigParseError) as error:
+    # A KeyError: CanonicalizeHostname without CanonicalDomains. An ImportError: Match exec without the package for it.
+    except (OSError, UnicodeDecodeError, KeyError, ImportError, paramiko.SSHException) as error:
         raise Usage(problem=f"{place} cannot be read: {said(error)}.") from None
 
 

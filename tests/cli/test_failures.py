@@ -117,3 +117,12 @@ def test_a_bug_gives_a_traceback_and_70(*, as_json: bool, capsys: pytest.Capture
 
 def test_many_problems_are_3() -> None:
     assert Problems(count=2).exit_code == 3
+
+
+def test_what_an_error_quotes_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "a\x1b]0;b\x07\nc\x9b2J"
+    error = DumpFailed(cause=evil, remedy=evil, log_lines=(evil,), log_path=evil)
+    tell(error, json=False)
+    told = capsys.readouterr().err
+    assert told.count("a\\x1b]0;b\\x07\\nc\\x9b2J") == 4
+    assert not {"\x1b", "\x07", "\x9b"} & set(told)

@@ -108,3 +108,10 @@ def test_a_log_is_relayed_once_as_it_grows(tmp_path: Path) -> None:
 
 def test_a_log_that_is_gone_is_no_failure(tmp_path: Path) -> None:
     Source(path=str(tmp_path / "none"), offset=0, target=1).relay()
+
+
+def test_a_warning_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(json=False, verbose=True)
+    output.warn("one\x1b[2J")
+    output.note("two\x9b2J")
+    assert capsys.readouterr().err == "ckpt: warning: one\\x1b[2J\nckpt: two\\x9b2J\n"

@@ -204,7 +204,7 @@ class FakeInspector:
         assert not self.world.frozen
         return survey
 
-    def confirm(self, survey: FakeView, cgroup: str) -> FakeView:
+    def confirm(self, survey: FakeView, cgroup: str, *, patient: bool) -> FakeView:
         assert self.world.frozen
         self.world.step("confirm")
         return FakeView(self.world.trees)

@@ -145,6 +145,16 @@ def test_a_message_that_may_not_come_now_is_refused() -> None:
                 ),
             )
         },
+        *(
+            {
+                "ports": (
+                    NeededPort(
+                        protocol=Protocol.TCP, address=address, port=80, only_v6=False, foreign_address=False
+                    ),
+                )
+            }
+            for address in ("host.example", "", "\udcff", "fe80::1%lo")
+        ),
         {"huge_pages": (NeededHugePages(page_bytes=ByteCount(0), count=1),)},
         {"names": (NeededName(name="/run/../etc/passwd"),)},
         {"names": (NeededName(name="relative"),)},

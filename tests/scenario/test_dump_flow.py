@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from fakes import world as fake
 from fakes.calls import dump_ports as ports
@@ -133,11 +135,11 @@ def test_a_moment_that_cannot_be_dumped_is_waited_out_with_the_workload_running(
     class Busy(fake.FakeInspector):
         left = moments
 
-        def confirm(self, survey: fake.FakeView, cgroup: str) -> fake.FakeView:
+        def confirm(self, survey: fake.FakeView, cgroup: str, *, patient: bool) -> fake.FakeView:
             self.left -= 1
             if self.left >= 0:
                 raise NotNow(target="job web", reasons=("process 100 is just starting a program",))
-            return super().confirm(survey, cgroup)
+            return super().confirm(survey, cgroup, patient=patient)
 
     busy = DumpPorts(**{**_fields(ports(world)), "inspector": Busy(world)})
     if dumped:
@@ -151,11 +153,31 @@ def test_a_moment_that_cannot_be_dumped_is_waited_out_with_the_workload_running(
     assert world.criu_running == 0
 
 
+def test_a_moment_that_does_not_pass_is_tried_in_the_end_where_it_is_forced() -> None:
+    world = fake.World()
+    asked: list[bool] = []
+
+    class Busy(fake.FakeInspector):
+        def confirm(self, survey: fake.FakeView, cgroup: str, *, patient: bool) -> fake.FakeView:
+            asked.append(patient)
+            if patient:
+                raise NotNow(target="job web", reasons=("process 100 is just starting a program",))
+            view = super().confirm(survey, cgroup, patient=patient)
+            return replace(view, warnings=("Process 100 is just starting a program.",))
+
+    report = dump(
+        replace(call(), force=True), DumpPorts(**{**_fields(ports(world)), "inspector": Busy(world)})
+    )
+    assert asked == [True] * (ATTEMPTS_MAX - 1) + [False]
+    assert report.warnings[0] == "Process 100 is just starting a program."
+    assert not world.frozen
+
+
 def test_a_target_that_ends_while_it_is_frozen_is_named() -> None:
     world = fake.World()
 
     class Ended(fake.FakeInspector):
-        def confirm(self, survey: fake.FakeView, cgroup: str) -> fake.FakeView:
+        def confirm(self, survey: fake.FakeView, cgroup: str, *, patient: bool) -> fake.FakeView:
             return fake.FakeView(())
 
     with pytest.raises(NoSuchTarget, match="job web"):

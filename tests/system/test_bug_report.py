@@ -72,3 +72,21 @@ def test_a_report_that_cannot_be_written_says_so_and_secrets_need_one(ckpt: Ckpt
     refused = ckpt("doctor", "--report", tmp_path / "none/report.tgz", exit_code=10)
     assert refused["error"]["slug"] == "os-refused"
     ckpt("doctor", "--with-secrets", exit_code=2)
+
+
+def test_the_command_that_prints_a_stores_secret_and_what_it_says_are_never_in_it(
+    ckpt: Ckpt, tmp_path: Path
+) -> None:
+    ckpt("store", "init", "--encrypt", "--key-file", tmp_path / "key")
+    command = f"echo {VARIABLE} >&2; exit 3 # {ARGUMENT}"
+    ckpt(
+        "doctor",
+        "--report",
+        tmp_path / "report.tgz",
+        "--with-secrets",
+        exit_code=13,
+        CKPT_KEY_COMMAND=command,
+    )
+    found = contents_of(tmp_path / "report.tgz")
+    assert json.loads(found["store.json"])["error"]["slug"] == "command-failed"
+    assert not any(secret in text for text in found.values() for secret in (ARGUMENT, VARIABLE))

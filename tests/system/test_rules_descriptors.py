@@ -15,7 +15,7 @@ from real.asked import Asked
 from real.checking import criu_errors, findings, names, overlay
 from real.holding import Holder, holding
 
-from ckpt.host.preflight import anonymous_rules, descriptor_rules, device_rules, watch_rules
+from ckpt.host.preflight import anonymous_rules, descriptor_rules, device_rules, epoll_rules, watch_rules
 from ckpt.model.findings import Severity
 
 pytestmark = pytest.mark.system
@@ -24,6 +24,7 @@ RULES = (
     *anonymous_rules.RULES,
     *device_rules.RULES,
     *descriptor_rules.RULES,
+    *epoll_rules.RULES,
     *watch_rules.RULES,
 )
 

@@ -220,6 +220,18 @@ def test_a_file_that_is_written_is_told_and_must_be_as_it_was(
     ckpt("restore", checkpoint, exit_code=32)
 
 
+def test_a_file_that_a_child_has_inherited_is_told_once(
+    program: Asked, workload: Workload, tmp_path: Path
+) -> None:
+    program.do(
+        f"import subprocess; f = held['f'] = open({str(tmp_path / 'written')!r}, 'w')\n"
+        "held['p'] = subprocess.Popen(['sleep', '600'], pass_fds=[f.fileno()])"
+    )
+    assert len(workload.pids()) > 1
+    assert [each.rule for each in findings(workload.cgroup, RULES)].count("files-written") == 1
+    program.do("held['p'].kill(); held['p'].wait()")
+
+
 LOCK = "import fcntl; f = held['f'] = open({path!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX)"
 
 

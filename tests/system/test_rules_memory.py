@@ -63,6 +63,15 @@ def holder(criu: Path) -> Iterator[Holder]:
         yield started
 
 
+def test_secret_memory_that_is_not_mapped_is_a_blocker(holder: Holder, criu: Path, tmp_path: Path) -> None:
+    if int(holder.do("answer = libc.syscall(447, 0)")) < 0:
+        pytest.skip("this kernel has no such thing")
+    (finding,) = (each for each in findings(holder.cgroup, RULES) if each.severity is Severity.BLOCKER)
+    assert finding.rule == "secret-memory"
+    assert "holds secret memory" in finding.message
+    assert criu_errors(criu, holder, tmp_path / "images")
+
+
 @pytest.mark.parametrize("rule", BLOCKED)
 def test_what_criu_cannot_dump_is_a_blocker(rule: str, holder: Holder, criu: Path, tmp_path: Path) -> None:
     program, message = BLOCKED[rule]

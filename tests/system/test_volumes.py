@@ -80,6 +80,17 @@ def job(ckpt: Ckpt, name: str, place: Path) -> Job:
     return Job(ckpt, name, place)
 
 
+def test_a_check_does_not_ask_to_keep_the_files_of_a_volume(ckpt: Ckpt, name: str, place: Path) -> None:
+    options = ("--log", place.with_name("log"), "--volume", f"{place}:32M")
+    outside = place.with_name("outside")
+    writing = f'exec 3>"$0/count" 4>{outside}; : >"$0/ready"; sleep 600'
+    ckpt("run", "--detach", "--name", name, *options, "--", "/bin/sh", "-c", writing, place)
+    await_condition((place / "ready").exists, "the job to write")
+    written = [each for each in ckpt("check", name)["findings"] if each["rule"] == "files-written"]
+    assert [each["subject"] for each in written] == [str(outside)]
+    ckpt("stop", name)
+
+
 def numbers_of(folder: Path) -> dict[str, tuple[int, int]]:
     """The identity of everything in the folder."""
     return {str(path): (path.lstat().st_dev, path.lstat().st_ino) for path in [folder, *folder.rglob("*")]}

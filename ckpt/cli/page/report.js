@@ -91,8 +91,11 @@ function timeline() {
 function tree() {
   const known = new Set(data.processes.map((process) => process.pid));
   const children = (parent) => data.processes.filter((process) => (parent === null ? !known.has(process.parent) : process.parent === parent));
+  const shown = new Set();
   const branch = (parent) => {
-    const found = children(parent);
+    // A checkpoint that lies may make a process its own ancestor.
+    const found = children(parent).filter((process) => !shown.has(process));
+    found.forEach((process) => shown.add(process));
     return found.length ? [make("ul", parent === null ? { class: "tree" } : {}, ...found.map((process) =>
       make("li", { "data-pid": process.pid },
         make("code", {}, `${process.pid} ${process.name}`), ` ${process.state}, uid ${process.uid}, ${process.threads} thread(s), ${bytes(process.stored_bytes)} stored `,
@@ -128,6 +131,7 @@ function palette() {
 
 /* Every page is a cell, in the order of the addresses, line by line. */
 function draw(canvas, states, colours) {
+  if (!states.length) return;
   const cell = states.length > 65536 ? 1 : states.length > 4096 ? 3 : 6;
   const room = Math.max(60, canvas.parentElement.clientWidth);
   const columns = Math.min(states.length, Math.floor(room / cell));

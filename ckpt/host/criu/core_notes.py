@@ -31,6 +31,7 @@ from ckpt.units import PAGE_BYTES, Pid
 
 _X86_64: Final = 1
 _NATIVE: Final = 1
+_PID_MAX: Final = (1 << 31) - 1
 
 # In the order of user_regs_struct.
 # fmt: off
@@ -105,6 +106,10 @@ def _name(core: Any) -> str:
 def _task(images: Path, pid: Pid) -> ImageTask:
     for task in read_tasks(images):
         if task.pid == pid:
+            if max(task.pid, task.parent, task.group, task.session, *task.threads) > _PID_MAX:
+                raise ObjectCorrupt(
+                    kind="image file", name="pstree.img", reason=f"task {pid} has numbers that no process has"
+                )
             return task
     raise ObjectCorrupt(kind="image file", name="pstree.img", reason=f"it has no task {pid}")
 

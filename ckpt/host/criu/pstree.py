@@ -6,6 +6,7 @@ Source: images/pstree.proto, images/inventory.proto, images/core.proto; criu/ima
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +49,13 @@ def read_tasks(images: Path) -> tuple[ImageTask, ...]:
     """
     entries = read_entries(images / "pstree.img", "PSTREE", "pstree_entry")
     if not entries:
-        raise ObjectCorrupt(kind="image file", name="pstree.img", reason="it has no task")
+        raise _corrupt("it has no task")
+    tasks = _tasks(entries)
+    _check_numbers(tasks)
+    return tasks
+
+
+def _tasks(entries: Iterable[Any]) -> tuple[ImageTask, ...]:
     return tuple(
         ImageTask(
             pid=Pid(entry.pid),
@@ -62,6 +69,22 @@ def read_tasks(images: Path) -> tuple[ImageTask, ...]:
         )
         for entry in entries
     )
+
+
+def _check_numbers(tasks: tuple[ImageTask, ...]) -> None:
+    """Refuse a process, or a thread of one, that is there twice, and a parent that comes after its child."""
+    all_pids = {task.pid for task in tasks}
+    seen: set[Pid] = set()
+    for task in tasks:
+        if task.pid in seen or len(set(task.threads)) != len(task.threads):
+            raise _corrupt(f"the process {task.pid}, or a thread of it, is there twice")
+        if task.parent in all_pids and task.parent not in seen:
+            raise _corrupt(f"the process {task.pid} comes before its parent {task.parent}")
+        seen.add(task.pid)
+
+
+def _corrupt(reason: str) -> ObjectCorrupt:
+    return ObjectCorrupt(kind="image file", name="pstree.img", reason=reason)
 
 
 def read_inventory(images: Path) -> Inventory:

@@ -8,6 +8,7 @@ Source: decisions/0007.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -30,13 +31,21 @@ from ckpt.host.inspection.records import HeldFile
 from ckpt.host.inspection.settings import read_settings
 from ckpt.host.inspection.shown import as_on_host
 from ckpt.host.inspection.snapshot import Snapshot
-from ckpt.host.preflight.checking import BEFORE_FREEZE, CHECKED, LASTING_UNDER_FREEZE, PASSING, check
+from ckpt.host.preflight.checking import (
+    BEFORE_FREEZE,
+    CHECKED,
+    LASTING_UNDER_FREEZE,
+    PASSING,
+    check,
+    unasked,
+)
 from ckpt.host.preflight.facts import Facts
+from ckpt.host.preflight.rule import When
 from ckpt.host.process_table import ProcessRef, stat_of
 from ckpt.host.virtual.registry import table_for
 from ckpt.model.checkpoint import DumpOptions, HostFacts
 from ckpt.model.clocks import Clocks, PendingWait
-from ckpt.model.findings import Finding, Severity, blockers, in_order
+from ckpt.model.findings import Finding, Severity, blockers, in_order, told
 from ckpt.model.inodes import DigestState, FileChange, FileKind, Identity, InodeRecord
 from ckpt.model.progress import UNWATCHED, Progress
 from ckpt.model.settings import ProcessSettings
@@ -58,12 +67,13 @@ _LOOK_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostSurvey:
-    """Fits the port `Survey`."""
+    """Fits the port `Survey`. `found` are all sentences of what is grave, `warnings` those that are told."""
 
     target: Target
     snapshot: Snapshot
     details: Known
     cgroups: tuple[CgroupRecord, ...]
+    found: frozenset[str]
     warnings: tuple[str, ...]
     options: DumpOptions
     force: bool
@@ -93,6 +103,7 @@ class HostView:
     settings: tuple[ProcessSettings, ...]
     timer_list: bytes
     cgroups: tuple[CgroupRecord, ...]
+    warnings: tuple[str, ...]
     read_ns: Nanoseconds
 
     @property
@@ -115,9 +126,8 @@ class HostInspector:
 
     def check(self, target: Target, options: DumpOptions) -> tuple[Finding, ...]:
         """Everything that speaks against a dump with these options, or a restore after it; the gravest first."""
-        taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
-        facts = Facts(taken, options, target.cgroup, staging=self._state)
-        lasting, passing = check(facts, CHECKED), check(facts, PASSING)
+        facts, lasting = self._look(target, options, CHECKED)
+        passing = check(facts, PASSING)
         for _ in range(_LOOKS if passing else 0):
             time.sleep(_LOOK_S)
             taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
@@ -137,20 +147,45 @@ class HostInspector:
             CannotCheckpoint: what was found would fail; it was not frozen for it.
         """
         self._clock.read()  # what does not change is read now
-        taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
-        found = check(Facts(taken, options, target.cgroup, staging=self._state), BEFORE_FREEZE)
+        facts, found = self._look(target, options, BEFORE_FREEZE)
+        taken = facts.snapshot
         if not force:
             _refuse(target, blockers(found))
         files = records.held_files(hold for each in taken.holdings.values() for hold in each.holds)
+        grave = tuple(finding for finding in found if finding.severity is not Severity.INFO)
         return HostSurvey(
             target=target,
             snapshot=taken,
             details=_details(files, taken, {}),
             cgroups=_own_cgroups(taken, target),
-            warnings=tuple(finding.sentence for finding in found if finding.severity is not Severity.INFO),
+            found=frozenset(finding.sentence for finding in grave),
+            warnings=told(grave, lambda finding: finding.sentence),
             options=options,
             force=force,
         )
+
+    def _look(
+        self, target: Target, options: DumpOptions, when: Collection[When]
+    ) -> tuple[Facts, tuple[Finding, ...]]:
+        """What is found while it runs, without blockers that are gone when it is read anew."""
+        facts, found = self._look_once(target, options, when)
+        suspected = {(finding.rule, finding.pid) for finding in blockers(found)}
+        if suspected:
+            # It runs while it is read: what belongs to two moments may look like what cannot be.
+            facts, found = self._look_once(target, options, when)
+            found = tuple(
+                finding
+                for finding in found
+                if finding.severity is not Severity.BLOCKER or (finding.rule, finding.pid) in suspected
+            )
+        return facts, found
+
+    def _look_once(
+        self, target: Target, options: DumpOptions, when: Collection[When]
+    ) -> tuple[Facts, tuple[Finding, ...]]:
+        taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
+        facts = Facts(taken, options, target.cgroup, staging=self._state)
+        return facts, check(facts, when)
 
     def watch_waits(self, survey: object) -> HostSurvey:
         """The survey with what the threads wait for now: the last thing before the freeze."""
@@ -160,12 +195,13 @@ class HostInspector:
         has_wall_timers = posix_timers.may_be_of_the_wall_clock(processes)
         return replace(survey, sleeps=waits.look(processes), has_wall_timers=has_wall_timers)
 
-    def confirm(self, survey: object, cgroup: str) -> HostView:
+    def confirm(self, survey: object, cgroup: str, *, patient: bool = True) -> HostView:
         """Read again, under the freeze of `cgroup`, what may have changed; at most 30 µs a file.
 
         Args:
             survey: What survey() gave (an `object`, as a port's adapter must take any).
             cgroup: The directory of the frozen cgroup.
+            patient: Refuse what may be over in a moment also where all else is forced.
 
         Raises:
             CannotCheckpoint: what was found would fail.
@@ -178,10 +214,19 @@ class HostInspector:
         locks = filelocks.start_reading()
         taken = snapshot.take(cgroups.processes_below(cgroup), cgroup, survey.snapshot)
         facts = Facts(taken, survey.options, cgroup)
+        lasting, passing = check(facts, LASTING_UNDER_FREEZE), check(facts, PASSING)
+        forbidden, not_now = blockers(lasting), blockers(passing)
         if not survey.force:
-            _refuse(survey.target, blockers(check(facts, LASTING_UNDER_FREEZE)))
-        if passing := blockers(check(facts, PASSING)):
-            raise NotNow(target=str(survey.target.ref), reasons=tuple(finding.message for finding in passing))
+            _refuse(survey.target, forbidden)
+        if not_now and (patient or not survey.force):
+            raise NotNow(
+                target=str(survey.target.ref), reasons=told(not_now, lambda finding: finding.message)
+            )
+        grave = {
+            finding.sentence: finding
+            for finding in (*forbidden, *not_now, *unasked(lasting), *unasked(passing))
+            if finding.sentence not in survey.found
+        }
         timerfds.settle(
             (hold.pid, int(hold.detail.partition(" ")[0]))
             for each in taken.holdings.values()
@@ -203,6 +248,7 @@ class HostInspector:
             cgroups=survey.cgroups
             if taken.processes.keys() == survey.snapshot.processes.keys()
             else _own_cgroups(taken, survey.target),
+            warnings=told(grave.values(), lambda finding: finding.sentence),
             read_ns=Nanoseconds(time.monotonic_ns() - began),
         )
 
@@ -281,7 +327,7 @@ def _refuse(target: Target, found: tuple[Finding, ...]) -> None:
         remedies = dict.fromkeys(finding.remedy for finding in found if finding.remedy)
         raise CannotCheckpoint(
             target=str(target.ref),
-            reasons=tuple(finding.message for finding in found),
+            reasons=told(found, lambda finding: finding.message),
             remedy=" ".join((*islice(remedies, _REMEDIES_MAX), "Nothing was done to it; it runs on.")),
         )
 

@@ -62,6 +62,14 @@ def read_process(pid: Pid, controllers: str, cgroup: str) -> ProcessFacts | None
         controllers: The hierarchy of the workload's cgroup, as /proc/PID/cgroup names it ("" for version 2).
         cgroup: The workload's cgroup, as /proc/PID/cgroup shows it.
     """
+    try:
+        return _read_process(pid, controllers, cgroup)
+    except PermissionError:
+        # So the kernel refuses a link of a process that ended after it was found (fs/proc/namespaces.c, fs/proc/base.c).
+        return _read_process(pid, controllers, cgroup)
+
+
+def _read_process(pid: Pid, controllers: str, cgroup: str) -> ProcessFacts | None:
     place = f"/proc/{pid}"
     try:
         stat = _read(f"{place}/stat")

@@ -67,6 +67,11 @@ def _areas(facts: Facts, *flags: str) -> Iterator[tuple[ProcessFacts, FlaggedAre
                 yield task, area
 
 
+_LOOKED_FOR: Final = (
+    ". Looked for in the first four processes and in all that lock memory, but for those with more than 4 GiB in memory, "
+    "128 MiB of page tables or 16384 areas, which the kernel would have to walk"
+)
+
 RULES: Final = (
     Rule(
         name="page-faults-outside",
@@ -74,7 +79,7 @@ RULES: Final = (
         title="Memory whose missing pages a process outside supplies by a userfaultfd (a lazy restore that goes on).",
         effect="Dump and restore succeed, and pages that were not there yet are zeros.",
         remedy="Wait until all pages have come.",
-        source="proc_pid_smaps(5), VmFlags um and ui; seen",
+        source="proc_pid_smaps(5), VmFlags um and ui; seen" + _LOOKED_FOR,
         find=_page_faults,
     ),
     Rule(
@@ -83,7 +88,7 @@ RULES: Final = (
         title="Memory that was sealed by mseal(2).",
         effect="The restored memory is not sealed.",
         remedy="Let it seal its memory again, if its safety depends on it.",
-        source="VmFlags sl; seen",
+        source="VmFlags sl; seen" + _LOOKED_FOR,
         find=_sealed,
     ),
     Rule(
@@ -92,7 +97,7 @@ RULES: Final = (
         title="Memory with a protection key (V8, some databases).",
         effect="Keys are not restored: the memory can be accessed by all, and pkey_mprotect(2) with one of them fails.",
         remedy="Run it without protection keys, or test that it survives a restore.",
-        source="pkeys(7); CRIU has no word of them. Not provoked: needs a CPU that has them",
+        source="pkeys(7); CRIU has no word of them. Not provoked: needs a CPU that has them" + _LOOKED_FOR,
         find=_protection_keys,
     ),
     Rule(
@@ -101,7 +106,7 @@ RULES: Final = (
         title="Memory whose writes are followed by a userfaultfd in write-protect mode.",
         effect="The restored memory is not followed any more.",
         remedy="Let who follows it begin anew after a restore.",
-        source="VmFlags uw; seen",
+        source="VmFlags uw; seen" + _LOOKED_FOR,
         find=_write_protected,
     ),
     Rule(
@@ -110,7 +115,7 @@ RULES: Final = (
         title="Memory that was locked with MLOCK_ONFAULT.",
         effect="It is locked as a whole after a restore, and takes that much more memory.",
         remedy="See to it that the host has the memory.",
-        source="VmFlags lf; seen",
+        source="VmFlags lf; seen" + _LOOKED_FOR,
         find=_locked_on_fault,
     ),
 )

@@ -1,12 +1,16 @@
 """Ask the rules.
 
-Rules: one that cannot read what it needs finds nothing, and does not keep the others from being asked. What was found
-of a process that has ended meanwhile is not told.
+Rules:
+- One that cannot read what it needs finds nothing, and does not keep the others from being asked.
+- One with a bug fails no dump of a workload that may be in best health: that it could not be asked is a warning, with
+  the place in the code, in a check and in a dump alike. What the others found is told beside it.
+- What was found of a process that has ended meanwhile is not told.
 """
 
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Final
@@ -14,13 +18,16 @@ from typing import Final
 from ckpt.host.preflight.facts import Facts
 from ckpt.host.preflight.rule import Found, Rule, When
 from ckpt.host.preflight.table import RULES
-from ckpt.model.findings import Finding, in_order
+from ckpt.model.findings import Finding, Severity, in_order
 
 EVER: Final = frozenset(When)
 CHECKED: Final = frozenset((When.BEFORE, When.ALWAYS, When.CHECK))
 BEFORE_FREEZE: Final = frozenset((When.BEFORE, When.ALWAYS))
 LASTING_UNDER_FREEZE: Final = frozenset((When.ALWAYS,))
 PASSING: Final = frozenset((When.MOMENT,))
+
+_RULE: Final = "the rule itself"
+"""The subject of what is told of a rule that has a bug."""
 
 
 def check(facts: Facts, when: Collection[When] = EVER, rules: Iterable[Rule] = RULES) -> tuple[Finding, ...]:
@@ -41,10 +48,33 @@ def check(facts: Facts, when: Collection[When] = EVER, rules: Iterable[Rule] = R
     return in_order(found.values())
 
 
+def unasked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Those that say that a rule could not be asked."""
+    return tuple(finding for finding in findings if finding.subject == _RULE)
+
+
 def _ask(rule: Rule, facts: Facts) -> Iterator[Finding]:
-    with suppress(OSError):
-        for found in rule.find(facts):
-            yield _finding(rule, found, facts)
+    try:
+        with suppress(OSError):
+            for found in rule.find(facts):
+                yield _finding(rule, found, facts)
+    except Exception as error:  # noqa: BLE001 - whatever a rule may run into; see above
+        yield _bug(rule, error)
+
+
+def _bug(rule: Rule, error: Exception) -> Finding:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return Finding(
+        rule=rule.name,
+        severity=Severity.WARNING,
+        pid=None,
+        name="",
+        subject=_RULE,
+        message=f"the rule {rule.name} could not be asked: {said} ({os.path.basename(frame.filename)}, line {frame.lineno})",
+        remedy="That is a bug in ckpt; please report it. What the rule looks for may be there.",
+        option="",
+    )
 
 
 def _has_ended(finding: Finding, facts: Facts) -> bool:

@@ -1,12 +1,11 @@
 """Rules over descriptors that lead to something outside of the workload, or that are open in a way CRIU cannot redo.
 
 Source: criu/files-reg.c, dump_one_reg_file() and check_path_remap(); criu/pidfd.c; criu/namespaces.c,
-dump_one_ns_file(); criu/eventpoll.c; open(2) for O_PATH; pidfd_open(2) for the lines of its fdinfo.
+dump_one_ns_file(); open(2) for O_PATH; pidfd_open(2) for the lines of its fdinfo.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import stat
@@ -26,13 +25,8 @@ _O_PATH: Final = 0o10000000
 _PIDFD_THREAD: Final = os.O_EXCL
 _ENDED: Final = "-1"
 _PROC: Final = re.compile(r"/proc/([0-9]+)(?:/task/([0-9]+))?(?:/|$| \(deleted\)$)")
-_EPOLL_TARGET: Final = re.compile(r"tfd:\s*([0-9]+) .*\bino:([0-9a-f]+) sdev:([0-9a-f]+)")
-_KCMP: Final = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)
-_KCMP_EPOLL_TFD: Final = 7
-_MINOR_BITS: Final = 20
 
 _FAILS: Final = "The dump fails, and the workload runs on."
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def _foreign_mount(facts: Facts) -> Iterator[Found]:
@@ -108,40 +102,6 @@ def _opened_as_path(facts: Facts) -> Iterator[Found]:
                 subject=subject(hold),
                 message=f"{named(task, hold)}, opened by O_PATH, and CRIU asks what only an opened one answers",
             )
-
-
-def _lost_epoll_target(facts: Facts) -> Iterator[Found]:
-    for task, hold in facts.once(descriptors).anonymous:
-        if hold.target != "anon_inode:[eventpoll]":
-            continue
-        held = {fd_of(other): other for other in facts.descriptors(task)}
-        for line in facts.fdinfo_lines(hold):
-            match = _EPOLL_TARGET.match(line)
-            if match and not _has_target(task, hold, held, match):
-                yield Found(
-                    pid=task.pid,
-                    subject=subject(hold),
-                    message=f"{named(task, hold)}, which waits for a file that was fd {match[1]} and is open in other "
-                    "processes alone",
-                )
-
-
-def _has_target(task: ProcessFacts, poll: Hold, held: dict[int, Hold], target: re.Match[str]) -> bool:
-    number, inode, device = int(target[1]), int(target[2], 16), int(target[3], 16)
-    key = (os.makedev(device >> _MINOR_BITS, device & (1 << _MINOR_BITS) - 1), inode)
-    if number in held and held[number].key == key:
-        return True
-    # Several files may be of one inode: the kernel alone knows which of them it is.
-    return any(
-        _is_target(task.pid, fd, fd_of(poll), number) for fd, other in held.items() if other.key == key
-    )
-
-
-def _is_target(pid: Pid, fd: int, poll: int, number: int) -> bool:
-    if _KCMP is None:
-        return True
-    slot = (ctypes.c_uint32 * 3)(poll, number, 0)
-    return int(_libc.syscall(_KCMP, pid, pid, _KCMP_EPOLL_TFD, fd, slot)) == 0
 
 
 def _thread_of_proc(facts: Facts) -> Iterator[Found]:
@@ -224,15 +184,6 @@ RULES: Final = (
         remedy="Let it close that descriptor before the dump.",
         source="criu/sockets.c, criu/pipes.c, criu/tty.c; seen",
         find=_opened_as_path,
-    ),
-    Rule(
-        name="epoll-target",
-        severity=Severity.BLOCKER,
-        title="An epoll instance that waits for a file which its process has closed, and another one has open.",
-        effect=_FAILS,
-        remedy="Let it take the file out of the epoll instance (EPOLL_CTL_DEL) before it closes it.",
-        source="criu/eventpoll.c (flush_eventpoll_dinfo_queue); seen",
-        find=_lost_epoll_target,
     ),
     Rule(
         name="proc-of-thread",

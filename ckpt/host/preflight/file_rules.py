@@ -19,9 +19,10 @@ from ckpt.host.preflight.facts import Facts, fd_of
 from ckpt.host.preflight.held_descriptors import descriptors, is_in_memory, is_memory_device
 from ckpt.host.preflight.overlays import is_of_upper_layer
 from ckpt.host.preflight.rule import Found, Rule, When
+from ckpt.host.volumes.loop import is_ours
 from ckpt.model.findings import Severity
 from ckpt.model.inodes import RoleKind
-from ckpt.units import Pid, human_bytes
+from ckpt.units import DeviceNumber, Pid, human_bytes
 
 _BLOCK_BYTES: Final = 512
 _SHARED_MEMORY: Final = "/dev/shm/"  # noqa: S108 - not a place for temporary files of ours
@@ -77,6 +78,8 @@ def _covered(facts: Facts) -> Iterator[Found]:
             known[path] = _key_of(path)
         if known[path] == hold.key or hold.deleted or hold.target.startswith("/proc/"):
             continue
+        if not _is_still(hold):
+            continue
         leads = "nowhere" if known[path] is None else "to another file"
         yield Found(
             pid=task.pid,
@@ -112,8 +115,11 @@ def _elsewhere(facts: Facts) -> Iterator[Found]:
 
 def _pinned(facts: Facts) -> Iterator[Found]:
     written: dict[Pid, list[str]] = {}
+    # What a child has inherited is told of its parent alone.
+    told: set[str] = set()
     for task, hold in facts.once(descriptors).files:
-        if _is_pinned(hold):
+        if hold.path not in told and _is_pinned(hold):
+            told.add(hold.path)
             written.setdefault(task.pid, []).append(hold.path)
     for pid, paths in written.items():
         label = facts.snapshot.processes[pid].label
@@ -129,6 +135,7 @@ def _is_pinned(hold: Hold) -> bool:
     return (
         flags in {"O_RDWR", "O_RDWR|O_APPEND", "O_WRONLY"}
         and not hold.target.startswith(("/proc/", "/sys/", _SHARED_MEMORY))
+        and not is_ours(DeviceNumber(hold.status.st_dev))  # a volume's files are kept with it
         and hold.status.st_nlink > 0
     )
 
@@ -161,6 +168,13 @@ def _verb(hold: Hold) -> str:
             return "has the root directory"
         case RoleKind.WATCH | RoleKind.LOCK | RoleKind.BOUND | RoleKind.ABOVE:
             return "uses"
+
+
+def _is_still(hold: Hold) -> bool:
+    """Whether it was neither closed nor renamed, nor deleted, since it was read."""
+    with suppress(OSError):
+        return os.readlink(hold.link) == hold.target
+    return hold.kind is RoleKind.MAP
 
 
 def _key_of(path: str) -> Key | None:
@@ -238,7 +252,7 @@ RULES: Final = (
     Rule(
         name="files-written",
         severity=Severity.INFO,
-        title="Regular files that are open for writing, but not only to append.",
+        title="Regular files that are open for writing, but not only to append; a volume's are kept with it.",
         effect="A restore refuses files whose content or size changed after the dump.",
         remedy="Keep them in the checkpoint with --with-files, or let nobody write to them.",
         source="criu/files-reg.c (validate_file)",

@@ -15,6 +15,7 @@ from typing import Final
 from ckpt.host.inspection.processes import ProcessFacts
 from ckpt.host.preflight.facts import Facts
 from ckpt.host.preflight.kernel_objects import Shared, differ, groups, share
+from ckpt.host.preflight.process_rules import waits_in_vfork
 from ckpt.host.preflight.rule import Found, Rule, of_each_task
 from ckpt.host.process_table import stat_of
 from ckpt.model.findings import Severity
@@ -38,7 +39,9 @@ def _directories_inside(facts: Facts) -> Iterator[Found]:
 def _shared_inside(facts: Facts, what: Shared, noun: str) -> Iterator[Found]:
     pids = [task.pid for task in facts.tasks]
     for group in groups(pids, what) if len(pids) > 1 else ():
-        first, *others = sorted(group)
+        if len(group) == 1:
+            continue
+        first, *others = _lasting(group, what)
         for pid in others:
             yield Found(
                 pid=pid,
@@ -48,10 +51,17 @@ def _shared_inside(facts: Facts, what: Shared, noun: str) -> Iterator[Found]:
             )
 
 
+def _lasting(group: list[Pid], what: Shared) -> list[Pid]:
+    """Those who go on to share: no child of vfork(2) that is about to execute its program, nor one that has ended."""
+    settled = sorted(pid for pid in group if not ((stat := stat_of(pid)) and waits_in_vfork(stat.parent)))
+    return [pid for pid in settled if pid == settled[0] or share(settled[0], pid, what)] or group[:1]
+
+
 def _outside(facts: Facts, task: ProcessFacts) -> Iterator[Found]:
     for pid in _kin_outside(facts, task):
         for what, noun in ((Shared.MEMORY, "memory"), (Shared.DESCRIPTORS, "table of descriptors")):
-            if share(task.pid, pid, what):
+            # What shares all memory for the time of a vfork(2) is looked at again when that is over.
+            if share(task.pid, pid, what) and not _is_passing(task.pid, pid) and share(task.pid, pid, what):
                 stat = stat_of(pid)
                 yield Found(
                     pid=task.pid,
@@ -59,6 +69,10 @@ def _outside(facts: Facts, task: ProcessFacts) -> Iterator[Found]:
                     message=f"{task.label} shares its {noun} with process {pid} ({stat.name if stat else '?'}), which "
                     "is not in the workload",
                 )
+
+
+def _is_passing(one: Pid, other: Pid) -> bool:
+    return any(waits_in_vfork(pid) for pid in (one, other))
 
 
 def _kin_outside(facts: Facts, task: ProcessFacts) -> Iterator[Pid]:
@@ -74,7 +88,7 @@ def _thread_apart(_facts: Facts, task: ProcessFacts) -> Iterator[Found]:
     for thread in task.process.threads[1 : _THREADS_MAX + 1]:
         try:
             apart = _apart(task, thread)
-        except (FileNotFoundError, ProcessLookupError):
+        except OSError:
             continue  # this thread has ended
         for what in apart:
             yield Found(

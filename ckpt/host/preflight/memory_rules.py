@@ -42,12 +42,18 @@ def _sysv(facts: Facts, task: ProcessFacts) -> Iterator[Found]:
 
 
 def _secret(facts: Facts, task: ProcessFacts) -> Iterator[Found]:
-    if any(path.startswith(_SECRET) for path in facts.holdings(task).special_maps):
-        yield Found(
-            pid=task.pid,
-            subject=_SECRET,
-            message=f"{task.label} maps secret memory (memfd_secret), which nobody else can read",
-        )
+    # CRIU refuses the descriptor, too, where nothing of it is mapped.
+    for verb, paths in (
+        ("maps", facts.holdings(task).special_maps),
+        ("holds", (hold.target for hold in facts.descriptors(task))),
+    ):
+        if any(path.startswith(_SECRET) for path in paths):
+            yield Found(
+                pid=task.pid,
+                subject=_SECRET,
+                message=f"{task.label} {verb} secret memory (memfd_secret), which nobody else can read",
+            )
+            return
 
 
 def _uprobes(facts: Facts, task: ProcessFacts) -> Iterator[Found]:

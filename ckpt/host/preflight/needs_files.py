@@ -8,6 +8,7 @@ Source: ckpt.host.inspection.compare; criu/files-reg.c (validate_file).
 from __future__ import annotations
 
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -77,6 +78,9 @@ def _build_id(record: InodeRecord) -> str | None:
     if record.kind is not FileKind.REGULAR:
         return None
     try:
+        # To open a device may be an order to it.
+        if not stat.S_ISREG(os.lstat(record.path).st_mode):
+            return None
         fd = os.open(record.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None

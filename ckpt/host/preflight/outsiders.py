@@ -37,12 +37,12 @@ def outside(facts: Facts, target: str) -> tuple[Pid, ...]:
 
     Where one of its kin does, only those of its kin are told.
     """
-    return shared_with_kin(facts, target) or facts.once(_elsewhere).get(target, ())
+    return shared_with_kin(facts, target) or _not_ours(facts, facts.once(_elsewhere).get(target, ()))
 
 
 def shared_with_kin(facts: Facts, target: str) -> tuple[Pid, ...]:
     """As outside(), of the ancestors of the workload and their other children alone: cheap on a large host."""
-    return facts.once(_with_kin).get(target, ())
+    return _not_ours(facts, facts.once(_with_kin).get(target, ()))
 
 
 def who(pids: tuple[Pid, ...]) -> str:
@@ -52,6 +52,21 @@ def who(pids: tuple[Pid, ...]) -> str:
     stat = stat_of(pids[0])
     others = f" and {len(pids) - 1} more" if len(pids) > 1 else ""
     return f"process {pids[0]} ({stat.name if stat else '?'}){others}"
+
+
+def _not_ours(facts: Facts, pids: tuple[Pid, ...]) -> tuple[Pid, ...]:
+    """Without what the workload has started since it was read, and what has ended."""
+    return tuple(pid for pid in pids if not _is_ours(facts, pid))
+
+
+def _is_ours(facts: Facts, pid: Pid) -> bool:
+    while (stat := stat_of(pid)) is not None and not stat.ended:
+        if stat.parent in facts.pids:
+            return True
+        if stat.parent <= 1:
+            return False
+        pid = stat.parent
+    return True
 
 
 def _trees(facts: Facts) -> dict[Pid, Pid]:

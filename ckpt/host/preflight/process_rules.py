@@ -6,6 +6,8 @@ Source: ptrace(2), sched(7), proc_pid_stat(5); criu/seize.c, criu/cr-dump.c; wha
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,12 +16,14 @@ from typing import Final
 from ckpt.host.inspection.processes import ProcessFacts
 from ckpt.host.preflight.facts import Facts
 from ckpt.host.preflight.rule import Found, Rule, When, of_each_task
-from ckpt.host.process_table import stat_of
+from ckpt.host.proc_text import read_text
+from ckpt.host.process_table import stat_of, thread_stat_of
 from ckpt.model.findings import Severity
 from ckpt.units import Pid
 
 _CAP_SYS_RESOURCE: Final = 1 << 24
 _VFORK_WAITS_IN: Final = frozenset(("kernel_clone", "wait_for_vfork_done"))
+_SIGKILL_BIT: Final = 1 << signal.SIGKILL - 1
 _AWAIT_S: Final = 0.02
 """How long a thread in state D is given to leave it: what waits for a disk has done so mostly."""
 
@@ -65,14 +69,37 @@ def _deadline(_facts: Facts, task: ProcessFacts) -> Iterator[Found]:
         )
 
 
+def waits_in_vfork(pid: Pid) -> bool:
+    """Whether a thread of a process waits for a child of vfork(2), which lives in its memory until then."""
+    with suppress(OSError):
+        return any(_wait_of(Pid(int(name))) in _VFORK_WAITS_IN for name in os.listdir(f"/proc/{pid}/task"))
+    return False
+
+
 def _leader_ended(facts: Facts) -> Iterator[Found]:
     for task in facts.snapshot.processes.values():
-        if task.ended and len(task.process.threads) > 1:
+        others = [thread for thread in task.process.threads[1:] if task.ended and _goes_on(thread)]
+        if others:
             yield Found(
                 pid=task.pid,
-                subject=f"{len(task.process.threads) - 1} threads",
+                subject=f"{len(others)} threads",
                 message=f"{task.label} has ended, and its other threads run on, which CRIU cannot dump",
             )
+
+
+def _goes_on(thread: Pid) -> bool:
+    # Where a process ends as a whole, its first thread may be through before the others, which SIGKILL waits for.
+    if _is_killed(thread):
+        return False
+    stat = thread_stat_of(thread)
+    return stat is not None and not stat.exiting
+
+
+def _is_killed(thread: Pid) -> bool:
+    with suppress(OSError):
+        pending = read_text(f"/proc/{thread}/status").partition("\nSigPnd:")[2].partition("\n")[0]
+        return bool(int(pending, 16) & _SIGKILL_BIT)
+    return True
 
 
 def _uninterruptible(facts: Facts) -> Iterator[Found]:
@@ -80,12 +107,13 @@ def _uninterruptible(facts: Facts) -> Iterator[Found]:
     if waiting:
         time.sleep(_AWAIT_S)
     for task, thread in waiting:
-        if _blocked([thread]):
-            place = _wait_of(thread)
+        place = _wait_of(thread) if _blocked([thread]) else ""
+        # Where it waits is told only as long as it does.
+        if place not in ("", "0") or (place and _blocked([thread])):
             yield Found(
                 pid=task.pid,
                 subject=f"thread {thread}",
-                message=f"{task.label} waits in the kernel, in {place or '?'}, and cannot be stopped there "
+                message=f"{task.label} waits in the kernel, in {place}, and cannot be stopped there "
                 f"(thread {thread} in state D)",
             )
 
@@ -94,7 +122,7 @@ def _blocked(threads: Iterable[Pid]) -> list[Pid]:
     return [
         thread
         for thread in threads
-        if (stat := stat_of(thread)) is not None
+        if (stat := thread_stat_of(thread)) is not None
         and stat.state == "D"
         and _wait_of(thread) not in _VFORK_WAITS_IN
     ]

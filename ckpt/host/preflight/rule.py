@@ -77,8 +77,8 @@ def of_each_task(find: Callable[[Facts, ProcessFacts], Iterator[Found]]) -> Find
 
     def find_all(facts: Facts) -> Iterator[Found]:
         for task in facts.tasks:
-            # It has ended meanwhile.
-            with suppress(FileNotFoundError, ProcessLookupError):
+            # It has ended meanwhile, for which the kernel has several errors; the others have not.
+            with suppress(OSError):
                 yield from find(facts, task)
 
     return find_all
@@ -90,7 +90,7 @@ def of_each_descriptor(find: Callable[[Facts, ProcessFacts, Hold], Iterator[Foun
     def find_all(facts: Facts) -> Iterator[Found]:
         for task in facts.tasks:
             for hold in facts.descriptors(task):
-                with suppress(FileNotFoundError, ProcessLookupError):
+                with suppress(OSError):
                     yield from find(facts, task, hold)
 
     return find_all

@@ -134,7 +134,8 @@ def _on_its_way(facts: Facts) -> Iterator[Found]:
 def _client_outside(facts: Facts) -> Iterator[Found]:
     for held, told in unix_sockets(facts):
         for client in told.pending:
-            if client and not _is_near(facts, held, client):
+            # Whose is nobody's was made, or closed, since the workload was read.
+            if client and not _is_near(facts, held, client) and _is_held(facts, client):
                 yield Found(
                     pid=held.task.pid,
                     subject=held.subject,
@@ -158,13 +159,17 @@ def _awaited(facts: Facts, held: HeldSocket, told: UnixSocket) -> UnixSocket | N
     """The listener that has not accepted this connection yet; None if it is no such connection."""
     if told.peer or told.state != State.ESTABLISHED or told.type == socket.SOCK_DGRAM or told.shut_both:
         return None
-    listeners = diagnosed(facts, held).listeners()
-    return next((listener for listener in listeners if told.inode in listener.pending), None)
+    return diagnosed(facts, held).listener_of(told.inode)
 
 
 def _is_near(facts: Facts, held: HeldSocket, inode: InodeNumber) -> bool:
     """Whether a socket is held in the same tree as this one."""
     return tree_of(facts, held.task.pid) in trees_with(facts, f"socket:[{inode}]")
+
+
+def _is_held(facts: Facts, inode: InodeNumber) -> bool:
+    target = f"socket:[{inode}]"
+    return bool(holders(facts, target) or outside(facts, target))
 
 
 def _peer(facts: Facts, inode: InodeNumber, name: str) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cache
 from typing import Final
 
 from ckpt.host.inspection import syscalls
@@ -144,6 +145,7 @@ def _held_watchers(facts: Facts) -> Iterator[tuple[ProcessFacts, Hold]]:
 def _watches(facts: Facts) -> tuple[_Watch, ...]:
     """The watches on inodes; each inode is looked for once."""
     known: dict[tuple[Pid | str, str, int], tuple[_Reach, str]] = {}
+    searched = cache(_searched)
     found: list[_Watch] = []
     for task, hold in _held_watchers(facts):
         place: Pid | str = task.pid if task.namespaces["mnt"] != facts.own_namespaces["mnt"] else "self"
@@ -157,7 +159,7 @@ def _watches(facts: Facts) -> tuple[_Watch, ...]:
             if key not in known:
                 mounts = [mount for mount in facts.mounts(place) if mount.device == device]
                 known[key] = (
-                    _reach(place, mounts, inode, handle),
+                    _reach(place, mounts, inode, handle, searched),
                     mounts[0].filesystem if mounts else "",
                 )
             reach, filesystem = known[key]
@@ -167,7 +169,13 @@ def _watches(facts: Facts) -> tuple[_Watch, ...]:
     return tuple(found)
 
 
-def _reach(place: Pid | str, mounts: list[Mount], inode: int, handle: re.Match[str] | None) -> _Reach:
+def _reach(
+    place: Pid | str,
+    mounts: list[Mount],
+    inode: int,
+    handle: re.Match[str] | None,
+    searched: Callable[[Pid | str], frozenset[tuple[str, int]]],
+) -> _Reach:
     opened = False
     for mount in mounts if handle else ():
         assert handle is not None
@@ -190,23 +198,23 @@ def _reach(place: Pid | str, mounts: list[Mount], inode: int, handle: re.Match[s
     if opened:
         memory = any(mount.filesystem in _IN_MEMORY for mount in mounts)
         return _Reach.UNREACHABLE if memory else _Reach.NAMELESS
-    return (
-        _Reach.FOUND if _is_searched(place, {mount.device for mount in mounts}, inode) else _Reach.UNREACHABLE
-    )
+    files = searched(place)
+    return _Reach.FOUND if any((mount.device, inode) in files for mount in mounts) else _Reach.UNREACHABLE
 
 
-def _is_searched(place: Pid | str, devices: set[str], inode: int) -> bool:
-    """Whether it is one of the files among which CRIU searches."""
+def _searched(place: Pid | str) -> frozenset[tuple[str, int]]:
+    """The files among which CRIU searches, by device and inode number: thousands, which are looked through once."""
     root = f"/proc/{place}/root"
+    found: set[tuple[str, int]] = set()
     for top in _SEARCHED:
         for directory, names, files in os.walk(root + top):
             for name in (".", *names, *files):
                 with suppress(OSError):
                     status = os.lstat(f"{directory}/{name}")
                     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-                    if status.st_ino == inode and device in devices and not stat.S_ISLNK(status.st_mode):
-                        return True
-    return False
+                    if not stat.S_ISLNK(status.st_mode):
+                        found.add((device, status.st_ino))
+    return frozenset(found)
 
 
 RULES: Final = (

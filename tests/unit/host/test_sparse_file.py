@@ -31,3 +31,9 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
         with pytest.raises(OsRefused), sparse_file(str(path), 10):
             pass
     assert os.listdir(tmp_path) == ["fifo"]
+
+
+def test_a_size_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OsRefused, match=str(1 << 63)), sparse_file(str(tmp_path / "core"), 1 << 63):
+        pass
+    assert os.listdir(tmp_path) == []

@@ -24,7 +24,13 @@ from ckpt.units import Pid
 
 def process(pid: int, parent: int) -> ProcessStat:
     return ProcessStat(
-        pid=Pid(pid), name="x", state="S", parent=Pid(parent), kernel_thread=False, start_ticks=1
+        pid=Pid(pid),
+        name="x",
+        state="S",
+        parent=Pid(parent),
+        exiting=False,
+        kernel_thread=False,
+        start_ticks=1,
     )
 
 

@@ -61,3 +61,10 @@ def test_a_port_that_does_not_speak_ssh_is_unreachable(tmp_path: Path) -> None:
         thread.join()
     assert caught.value.remedy
     assert caught.value.exit_code == 51
+
+
+def test_a_configuration_that_cannot_be_followed_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host box\n CanonicalizeHostname yes\n")
+    with pytest.raises(Usage, match=str(config)):
+        find_way(parse_address("box"), SshOptions(config=str(config)))

@@ -59,8 +59,8 @@ ROWS: Final[tuple[Row, ...]] = (
     ),
     row(
         r"External socket is used",
-        "a unix datagram socket is connected to a process outside the workload",
-        "Include that process, or pass --external-unix to leave the connection open.",
+        "a unix socket is connected to a process outside the workload",
+        "Include that process, or close the connection; a datagram socket may keep it with --external-unix.",
     ),
     row(
         r"Can't dump half of stream unix connection",

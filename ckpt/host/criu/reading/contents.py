@@ -5,10 +5,12 @@ Source: criu/cr-dump.c (dump_one_task) writes these images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
+from ckpt.errors import ObjectCorrupt
 from ckpt.host.criu.areas import address_spaces
 from ckpt.host.criu.imagefile import read_entry
 from ckpt.host.criu.pstree import ImageTask, read_tasks, task_ids
@@ -19,6 +21,9 @@ from ckpt.host.criu.reading.tasks import read_task
 from ckpt.model.contents import Descriptor, Holder, TaskState, TreeContents
 from ckpt.model.memory import AddressSpace
 from ckpt.units import Pid
+
+DESCRIPTORS_MAX: Final = 1 << 21
+"""Of one image set: tasks that share a table make many of a few bytes."""
 
 
 def read_contents(images: Path, root: Pid, pids: Mapping[Pid, Pid]) -> TreeContents:
@@ -50,7 +55,7 @@ def read_contents(images: Path, root: Pid, pids: Mapping[Pid, Pid]) -> TreeConte
 
 
 def _descriptors(
-    images: Path, tasks: Iterable[ImageTask], files: OpenFiles, pids: Mapping[Pid, Pid]
+    images: Path, tasks: Sequence[ImageTask], files: OpenFiles, pids: Mapping[Pid, Pid]
 ) -> tuple[Descriptor, ...]:
     tables: dict[int, tuple[tuple[int, bool, int], ...]] = {}
     found: list[Descriptor] = []
@@ -58,6 +63,12 @@ def _descriptors(
         files_id = task_ids(images, task.pid).files_id
         if files_id not in tables:
             tables[files_id] = files.table(files_id)
+        if len(found) + len(tables[files_id]) > DESCRIPTORS_MAX:
+            raise ObjectCorrupt(
+                kind="image set",
+                name=f"of process {tasks[0].pid} inside",
+                reason=f"its tasks have more than {DESCRIPTORS_MAX} descriptors",
+            )
         found += (
             Descriptor(
                 pid=pids.get(task.pid, task.pid), fd=fd, close_on_exec=close_on_exec, file=files.file(number)

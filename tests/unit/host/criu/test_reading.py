@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from ckpt.errors import ObjectCorrupt
+from ckpt.host.criu.core_notes import core_images
 from ckpt.host.criu.imagefile import write_entries
 from ckpt.host.criu.pb import image
-from ckpt.host.criu.reading import read_contents
+from ckpt.host.criu.reading import contents, read_contents
 from ckpt.host.image_contents import ImageContents
 from ckpt.model.contents import DescriptorKind, Holder, SocketFamily, TaskState, TreeContents
 from ckpt.units import Pid
@@ -288,3 +289,47 @@ def test_neither_pages_nor_contents_of_files_are_wanted() -> None:
         "tmpfs-dev-2.tar.gz.img",
     )
     assert ImageContents().wanted(names) == ("core-7.img", "pagemap-7.img")
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        ((7, 0, [7]), (8, 7, [8]), (7, 8, [7])),
+        ((7, 8, [7]), (8, 7, [8])),
+        ((7, 7, [7]),),
+        ((7, 0, [7, 8, 8]),),
+    ],
+    ids=("twice", "cycle", "its-own-parent", "thread-twice"),
+)
+def test_processes_that_are_no_tree_are_refused(
+    images: Path, tasks: tuple[tuple[int, int, list[int]], ...]
+) -> None:
+    write_entries(
+        images / "pstree.img",
+        "PSTREE",
+        [
+            image.pstree_entry(pid=pid, ppid=parent, pgid=7, sid=7, threads=threads)
+            for pid, parent, threads in tasks
+        ],
+    )
+    with pytest.raises(ObjectCorrupt, match=r"pstree\.img"):
+        read(images)
+
+
+def test_more_descriptors_than_any_workload_has_are_refused(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(images, 1, 1)
+    monkeypatch.setattr(contents, "DESCRIPTORS_MAX", 2)
+    assert len(read(images).descriptors) == 2
+    monkeypatch.setattr(contents, "DESCRIPTORS_MAX", 1)
+    with pytest.raises(ObjectCorrupt, match="descriptors"):
+        read(images)
+
+
+def test_a_core_file_of_numbers_that_no_process_has_is_refused(images: Path) -> None:
+    assert core_images(images, ROOT)
+    task = image.pstree_entry(pid=7, ppid=0, pgid=(1 << 32) - 1, sid=7, threads=[7])
+    write_entries(images / "pstree.img", "PSTREE", [task])
+    with pytest.raises(ObjectCorrupt, match="numbers"):
+        core_images(images, ROOT)

@@ -38,3 +38,16 @@ def test_protection_keys_are_told_once_a_process(monkeypatch: pytest.MonkeyPatch
     (finding,) = checking.check(facts, rules=area_rules.RULES)
     assert (finding.rule, finding.severity) == ("protection-keys", Severity.WARNING)
     assert "uses 1 protection key(s) (pkey_alloc)" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("status", "soon"),
+    [
+        ({"VmRSS": "4194304 kB", "VmSwap": "0 kB", "VmPTE": "8192 kB"}, True),
+        ({"VmRSS": "4194304 kB", "VmSwap": "4 kB", "VmPTE": "8192 kB"}, False),
+        ({"VmRSS": "65536 kB", "VmPTE": "131076 kB"}, False),
+        ({}, True),
+    ],
+)
+def test_memory_whose_walk_takes_long_is_not_walked(status: dict[str, str], *, soon: bool) -> None:
+    assert areas.is_soon_walked(status) is soon

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import pytest
+
 from ckpt.host.inspection.processes import ProcessFacts
 from ckpt.host.inspection.snapshot import Snapshot
 from ckpt.host.preflight import checking
@@ -98,6 +100,27 @@ def test_a_rule_that_cannot_read_keeps_what_it_found_and_the_others_are_asked() 
 
     findings = checking.check(facts_of(), rules=[rule(breaks, "one"), rule(always(found()), "two")])
     assert [(finding.rule, finding.subject) for finding in findings] == [("one", "before"), ("two", "it")]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("NSpid"), ValueError("odd\ntext"), RecursionError(), OSError(5, "it")]
+)
+def test_a_rule_with_a_bug_fails_nothing_and_is_told(error: Exception) -> None:
+    def breaks(_facts: Facts) -> Iterator[Found]:
+        yield found("before")
+        raise error
+
+    findings = checking.check(facts_of(), rules=[rule(breaks, "one"), rule(always(found()), "two")])
+    assert [finding.subject for finding in blockers(findings)] == ["before", "it"]
+    told = findings[2:]
+    assert checking.unasked(findings) == told
+    if isinstance(error, OSError):
+        assert told == ()
+    else:
+        assert [(finding.rule, finding.severity) for finding in told] == [("one", WARNING)]
+        assert told[0].message.startswith(f"the rule one could not be asked: {type(error).__name__}: ")
+        assert "(test_checking.py, line " in told[0].message
+        assert "\n" not in told[0].message
 
 
 def test_a_process_that_ends_meanwhile_hides_no_other() -> None:

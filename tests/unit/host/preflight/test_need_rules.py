@@ -235,3 +235,9 @@ def test_another_build_of_a_program_without_a_digest_is_a_blocker(here: Here) ->
     rules = {each.rule: each for each in judge(needs(files=(record,)), here)}
     assert rules["file-build-id"].severity is Severity.BLOCKER
     assert rules["file-identity"].severity is Severity.INFO
+
+
+def test_a_device_is_not_opened_for_a_build_id(here: Here) -> None:
+    record = replace(INODE, path="/dev/zero", digest=None, digest_state=DigestState.OVER_LIMIT)
+    assert record.build_id
+    assert [each.rule for each in judge(needs(files=(record,)), here) if each.rule != "criu"] == ["file-kind"]
