@@ -252,7 +252,7 @@ def test_whom_nobody_trusts_is_a_blocker(ckpt: Ckpt, service: Service) -> None:
 
 
 def test_a_checkpoint_that_is_not_there_is_missing(ckpt: Ckpt, service: Service) -> None:
-    assert ckpt("check", "no-such", exit_code=41)["error"]["slug"] == "missing"
+    assert ckpt("check", "--checkpoint", "no-such", exit_code=41)["error"]["slug"] == "missing"
     assert ckpt("check", "--pid", service.pid, "--pids", "new", exit_code=2)["error"]["slug"] == "usage"
 
 
