@@ -26,7 +26,7 @@ from preflight_matrix import CASES, Case
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS = ROOT / "images" / "subjects"
 CKPT = Path(sys.executable).with_name("ckpt")
-READY_S, PROBE_S, COMMAND_S = 10.0, 10.0, 90.0
+READY_S, COMMAND_S = 10.0, 90.0
 FALSE_ALARMS_MAX = 2
 COST_TASKS, COST_FDS, COST_ROUNDS, COST_MS_MAX = 20, 25, 9, 50.0
 SAYS = ("fine", "warning", "blocker")
@@ -217,9 +217,6 @@ def probe(folder: Path) -> dict[str, Any]:
     for name in ("request", "answer"):
         (folder / name).unlink(missing_ok=True)
     put(f"{folder}/answer", {"id": "none yet"})
-    import orders
-
-    orders.ANSWER_S = PROBE_S
     return ask(str(folder), "probe")
 
 

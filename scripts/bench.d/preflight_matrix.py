@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+from preflight_outside import (
+    fifo_reader,
+    loop_mount,
+    mapped_outside,
+    outside_pipe,
+    outside_terminal,
+    tcp_peer,
+    unix_peer,
+)
 
 Outside = Callable[[Path], AbstractContextManager[object]]
 
@@ -34,120 +42,7 @@ class Case:
     stdin: Callable[[], AbstractContextManager[int]] | None = None
 
 
-@contextmanager
-def unix_peer(folder: Path, kind: int = socket.SOCK_STREAM) -> Iterator[None]:
-    """A server outside; what connects is accepted and kept."""
-    kept: list[socket.socket] = []
-    with socket.socket(socket.AF_UNIX, kind) as server:
-        server.bind(str(folder / "outside"))
-        if kind != socket.SOCK_DGRAM:
-            server.listen()
-            threading.Thread(target=_accept, args=(server, kept), daemon=True).start()
-        try:
-            yield
-        finally:
-            with _ignored():
-                server.shutdown(socket.SHUT_RDWR)
-            for each in kept:
-                each.close()
-
-
-@contextmanager
-def tcp_peer(folder: Path) -> Iterator[None]:
-    """A server outside, its port in a file; what connects is accepted, kept, and answered byte by byte."""
-    kept: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        (folder / "port").write_text(str(server.getsockname()[1]))
-        threading.Thread(target=_accept, args=(server, kept), daemon=True).start()
-        try:
-            yield
-        finally:
-            with _ignored():
-                server.shutdown(socket.SHUT_RDWR)
-            for each in kept:
-                each.close()
-
-
-@contextmanager
-def fifo_reader(folder: Path) -> Iterator[None]:
-    """A named pipe that is read outside."""
-    os.mkfifo(folder / "fifo")
-    reader = os.open(folder / "fifo", os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        yield
-    finally:
-        os.close(reader)
-
-
-@contextmanager
-def mapped_outside(folder: Path) -> Iterator[None]:
-    """A file of shared memory that a process outside maps, too."""
-    import mmap
-
-    path = folder / "shared"
-    path.write_bytes(bytes(4096))
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
-        yield
-
-
-@contextmanager
-def outside_pipe() -> Iterator[int]:
-    """A pipe that is written outside."""
-    reader, writer = os.pipe()
-    try:
-        yield reader
-    finally:
-        os.close(reader)
-        os.close(writer)
-
-
-@contextmanager
-def outside_terminal() -> Iterator[int]:
-    """A terminal whose other side is outside."""
-    master, slave = os.openpty()
-    try:
-        yield slave
-    finally:
-        os.close(master)
-        os.close(slave)
-
-
-@contextmanager
-def loop_mount(folder: Path) -> Iterator[None]:
-    """A tmpfs of its own below the workload's folder."""
-    import subprocess
-
-    place = folder / "mounted"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "bench", place], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", place], check=False, capture_output=True)
-
-
-def _accept(server: socket.socket, kept: list[socket.socket]) -> None:
-    with _ignored():
-        while True:
-            each, _ = server.accept()
-            kept.append(each)
-            if server.family == socket.AF_INET:
-                threading.Thread(target=_echo, args=(each,), daemon=True).start()
-
-
-def _echo(each: socket.socket) -> None:
-    with _ignored():
-        while content := each.recv(1):
-            each.sendall(content)
-
-
-def _ignored() -> AbstractContextManager[object]:
-    from contextlib import suppress
-
-    return suppress(OSError)
-
-
-SHM = Path("/dev/shm") / next(tempfile._get_candidate_names())  # noqa: SLF001
+SHM = Path("/dev/shm", f"ckpt-bench-{os.getpid()}")
 
 CONNECTED = (
     "held['l'] = socket.create_server(('127.0.0.1', 0)); held['a'] = socket.create_connection(held['l'].getsockname())\n"
