@@ -26,6 +26,7 @@ from ckpt.model.findings import Finding
 from ckpt.model.inodes import FileChange, InodeMethod, InodeOutcome, InodeRecord
 from ckpt.model.memory import AddressSpace
 from ckpt.model.needs import ImageNeeds, Needs
+from ckpt.model.origin import Origin
 from ckpt.model.reports import StoredCheckpoint, SweepReport, VerifyReport
 from ckpt.model.settings import ProcessSettings
 from ckpt.model.target import Target, TargetRef
@@ -335,8 +336,11 @@ class RestoreSession(Protocol):
             RestoreFailed, OsRefused: call abort().
         """
 
-    def commit(self, checkpoint: CheckpointId) -> None:
-        """Let all trees go on, and file the workload as a job that came from `checkpoint`. From here on the workload lives, whatever happens to this process."""
+    def hold(self) -> None:
+        """Let nothing of it run, also if this process dies."""
+
+    def commit(self, origin: Origin) -> None:
+        """Let all trees go on, and file the workload as a job that came from there. From here on the workload lives, whatever happens to this process."""
 
     def abort(self) -> None:
         """Kill and remove everything that was restored; safe to repeat."""

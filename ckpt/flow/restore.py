@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ckpt.errors import HostMismatch
@@ -36,6 +37,7 @@ from ckpt.flow.volumes import outside_volumes, refuse_other_devices
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.clocks import TimePolicy, realtime_went_back, restore_span, resume_clocks
 from ckpt.model.inodes import FilesPolicy, InodePolicy
+from ckpt.model.origin import Origin
 from ckpt.model.reports import RestoreReport
 from ckpt.model.workload import TargetKind, Tree
 from ckpt.units import SECOND, CheckpointId, JobName, Nanoseconds, Pid
@@ -71,10 +73,32 @@ class RestorePorts:
     volumes: Volumes
 
 
-def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What was restored and waits to go on: the roots, and the cgroup."""
+
+    pids: tuple[Pid, ...]
+    cgroup: str
+    warnings: tuple[str, ...]
+
+
+def _at_once(_held: Held) -> Origin | None:
+    return None
+
+
+def restore(
+    call: RestoreCall, ports: RestorePorts, decide: Callable[[Held], Origin | None] = _at_once
+) -> RestoreReport:
     """Bring a checkpoint back.
 
+    Args:
+        call: What the user asked for.
+        ports: The outside things.
+        decide: Called when all is restored and nothing of it has run: once it returns, the workload goes on, and is
+            filed as one that came from there (None: from the checkpoint); if it raises, all is taken back.
+
     Raises:
+        Exception: what `decide` raised.
         ObjectMissing, ObjectCorrupt: the checkpoint is not there, or not whole.
         Untrusted: nobody whom this host trusts has signed it; nothing of it was read.
         WrongState: saved files are wanted, and the checkpoint has none.
@@ -142,8 +166,16 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
         # Also after a verification: pipes and deleted files get new numbers at every restore.
         seen = () if call.inodes is InodePolicy.IGNORE else checkpoint.inodes
         outcomes = session.keep(seen, files.methods)
+        session.hold()
         operation.note_phase("kept")
-        session.commit(checkpoint_id)
+        warnings = (
+            *_clock_warnings(checkpoint, clock.realtime()),
+            *contents.warnings,
+            *newer_warnings(newer),
+            *session.problems,
+        )
+        origin = decide(Held(pids=pids, cgroup=session.cgroup, warnings=warnings))
+        session.commit(origin or Origin(checkpoint=checkpoint_id))
         files.settle()
         contents.settle()
         volumes.settle()
@@ -158,12 +190,7 @@ def restore(call: RestoreCall, ports: RestorePorts) -> RestoreReport:
         total_ns=Nanoseconds(clock.stopwatch() - began),
         file_changes=changes,
         inodes=outcomes,
-        warnings=(
-            *_clock_warnings(checkpoint, clock.realtime()),
-            *contents.warnings,
-            *newer_warnings(newer),
-            *session.problems,
-        ),
+        warnings=warnings,
     )
 
 

@@ -28,6 +28,7 @@ from ckpt.host import cgroups, linux
 from ckpt.host.launch import Exit, open_pidfd
 from ckpt.host.locks import exclusive
 from ckpt.host.process_table import ProcessRef, boot_id, is_alive, process_ref
+from ckpt.model.origin import Origin
 from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid
 
 STATE_VARIABLE: Final = "CKPT_STATE"
@@ -56,7 +57,8 @@ class JobRecord:
     `root` is what CRIU dumps and whose end is the job's end: the init of its namespace, or the first tree's
     root of a restored workload that has none. `command` is the user's program, which may be the same.
     `cgroups` are absolute directories, the one that is frozen first. `stopped_by` is the checkpoint after
-    whose dump the job was ended on purpose; `migrated_to` the host where it went.
+    whose dump the job was ended on purpose; `migrated_to` the host where it went, and `migration` the id of the
+    migration that brought it here.
     """
 
     name: JobName
@@ -72,6 +74,7 @@ class JobRecord:
     restored_from: CheckpointId | None = None
     stopped_by: CheckpointId | None = None
     migrated_to: str = ""
+    migration: str = ""
 
     @property
     def cgroup(self) -> str:
@@ -204,6 +207,12 @@ class JobRegistry:
                 kind="record of job", name=job, reason=str(error), remedy=f"Remove {path} if it is of no use."
             ) from error
 
+    def find(self, job: JobName) -> JobRecord | None:
+        """What was written down of the job, if anything that can be read."""
+        with suppress(NoSuchTarget, ObjectCorrupt):
+            return self.load(job)
+        return None
+
     def look(self, job: JobName) -> JobView:
         """The job as it is now.
 
@@ -264,17 +273,17 @@ class JobRegistry:
         cgroup: str,
         root: Pid,
         shim: ProcessRef,
-        checkpoint: CheckpointId,
+        origin: Origin,
         log: str,
     ) -> JobRecord:
-        """File a restored workload, whose tasks run by now, under the job's name; durable.
+        """File a restored workload under the job's name; durable.
 
         Args:
             job: The name; what it named before is forgotten.
             cgroup: The absolute path of its cgroup.
             root: The process whose end is the job's end.
             shim: The shim that will write that end down.
-            checkpoint: Where it came from.
+            origin: Where it came from.
             log: The path that its output goes to, where it has no other.
         """
         command = _command_below(root)
@@ -289,7 +298,8 @@ class JobRegistry:
             command=_ref(command),
             shim=shim,
             log=log,
-            restored_from=checkpoint,
+            restored_from=origin.checkpoint,
+            migration=origin.migration,
         )
         self.save(record)
         return record

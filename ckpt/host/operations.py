@@ -176,10 +176,16 @@ class JournaledOperation:
         """They have been moved back."""
         self.forget(journal.SetAside(directory=directory, aside=aside))
 
-    def commit_restore(self) -> None:
-        """The restore has succeeded: from this one write on nothing of it is taken back any more."""
+    def commit_restore(self, *, frozen: str | None) -> None:
+        """The restore has succeeded: from this one write on nothing of it is taken back any more.
+
+        Args:
+            frozen: The cgroup in which it stands still yet, and is to go on also if this process dies; see
+                forget_frozen().
+        """
+        held = () if frozen is None else (journal.Frozen(cgroup=frozen, held_before=False),)
         with self._lock, contextlib.suppress(NoSpace, OsRefused):
-            steps = tuple(
+            steps = held + tuple(
                 dataclasses.replace(step, committed=True)
                 if isinstance(step, (journal.FilesTouched, journal.VolumesChanging))
                 else step
@@ -187,6 +193,10 @@ class JournaledOperation:
                 if not isinstance(step, (journal.Restoring, journal.SetAside, journal.Directory))
             )
             self._write(dataclasses.replace(self._entry, steps=steps), sync=False)
+
+    def forget_frozen(self, cgroup: str) -> None:
+        """That cgroup is thawed."""
+        self.forget(journal.Frozen(cgroup=cgroup, held_before=False))
 
     def note_directory(self, path: str) -> None:
         """Note a directory outside `staging` that holds nothing but this operation's files."""

@@ -36,7 +36,7 @@ from ckpt.host.inodes import matching, planning
 from ckpt.host.inodes.fuse import choosing
 from ckpt.host.inodes.fuse.view import FileView
 from ckpt.host.inodes.ladder import METHODS, allowed_methods
-from ckpt.host.jobs import JobRegistry, cgroup_name
+from ckpt.host.jobs import JobRecord, JobRegistry, cgroup_name
 from ckpt.host.kept_log import RESTORE_LOG, keeping_log
 from ckpt.host.launch import RestoreHost
 from ckpt.host.operations import JournaledOperation
@@ -48,14 +48,17 @@ from ckpt.host.virtual.carrying import carries_stub
 from ckpt.model.checkpoint import DumpOptions
 from ckpt.model.clocks import PendingTimer, PendingWait, Resumption, TimeOffsets
 from ckpt.model.inodes import InodeMethod, InodeOutcome, InodeRecord
+from ckpt.model.origin import Origin
 from ckpt.model.settings import ProcessSettings
 from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree
-from ckpt.units import MILLISECOND, SECOND, CheckpointId, JobName, Nanoseconds, Pid
+from ckpt.units import MILLISECOND, SECOND, JobName, Nanoseconds, Pid
 
 _NOT_SHOWN: Final = "it cannot be shown under its inode number"
 _LET_GO_NS: Final = 10 * MILLISECOND
 _LET_GO_TASK_NS: Final = MILLISECOND
 """What CRIU needs from its last point of return until it has let go, and more for each task."""
+_FILE_NS: Final = 20 * MILLISECOND
+"""What it takes to write a job down, durably; restore_span() reckons with it."""
 _FREEZE_TIMEOUT: Final = Nanoseconds(10 * SECOND)
 
 
@@ -236,23 +239,38 @@ class CriuRestoreSession:
             self.problems += planning.unasked(found, seen)
         return planning.outcomes(found, methods, seen=seen, is_virtual=True)
 
-    def commit(self, checkpoint: CheckpointId) -> None:
-        """Let all trees go on, and file the workload as a job that came from `checkpoint`.
+    def hold(self) -> None:
+        """Let nothing run, also if this process dies now: what is traced would go on with its tracer's end."""
+        control = control_of(self._cgroup)
+        if self._tracees and control is not None:
+            control.hold()
+
+    def commit(self, origin: Origin) -> None:
+        """Let all trees go on, and file the workload as a job that came from there.
+
+        Where the cgroup can be frozen it is filed before the first step: a crash then lets it go on, and one before
+        that takes it away, without any of it having run.
 
         Raises:
             RestoreFailed: a tree could not go on; call abort(), which takes the others back.
         """
         control = control_of(self._cgroup)
         if self._tracees:
+            assert control is not None  # keep() found it
             if self._layer is not None:
                 self._layer.keep(self._host.shim)
+            self.hold()
+            self._file(origin, control)
             self._await_instant()
+            control.thaw()
             self._detach_all()
         elif control is not None and (ptrace.supported() or not self._timed):
-            # CRIU takes some milliseconds to let go of the tasks: a thaw takes none.
+            # CRIU takes some milliseconds to let go of the tasks, and filing waits for the disk: a thaw takes none.
             tasks = sum(len(tree.processes) for tree in self._trees)
-            resuming.await_instant(Nanoseconds(self._goes_on_at - _LET_GO_NS - tasks * _LET_GO_TASK_NS))
+            before = _LET_GO_NS + _FILE_NS + tasks * _LET_GO_TASK_NS
+            resuming.await_instant(Nanoseconds(self._goes_on_at - before))
             self._stop_all(control)
+            self._file(origin, control)
             self._await_instant()
             self._thaw(control)
         else:
@@ -260,23 +278,36 @@ class CriuRestoreSession:
             for held in self._held:
                 with keeping_log(self._operation.kept(RESTORE_LOG)):
                     held.finish()
+            self._file(origin, None)
+        self._operation.forget_frozen(self._cgroup)
+        self._made.clear()
+        self._undo.close()
+
+    def _file(self, origin: Origin, control: Control | None) -> None:
+        """File the job; from here on it lives, whatever happens to this process: `control` is thawed then."""
         # The shim reaps them, and tells only as long as it has us to tell it to.
         for worker in self._workers:
             self._close(worker)
         # Until commit_restore() the journal says that this is half restored: a crash takes it away.
         ends_with = self._host.commit(self._roots[0])
+        self._undo.callback(self._unfile, self._jobs.find(self._place.job))
         self._jobs.adopt(
             self._place.job,
             cgroup=self._cgroup,
             root=ends_with.pid,
             shim=self._host.shim,
-            checkpoint=checkpoint,
+            origin=origin,
             log=self._log,
         )
+        self._operation.note_phase("filed")
+        self._operation.commit_restore(frozen=None if control is None else self._cgroup)
         self._filed = True
-        self._operation.commit_restore()
-        self._made.clear()
-        self._undo.close()
+        self._operation.note_phase("let-go")
+
+    def _unfile(self, former: JobRecord | None) -> None:
+        """What the job was before it was filed, where that came to nothing."""
+        if not self._filed and former is not None:
+            self._jobs.save(former)
 
     def abort(self) -> None:
         """Kill and remove everything that was restored; safe to repeat."""

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from ckpt.units import MILLISECOND, SECOND, ByteCount, Nanoseconds, Pid
 
-_RESTORE_NS: Final = 150 * MILLISECOND
+_RESTORE_NS: Final = 170 * MILLISECOND
 _TASK_NS: Final = 15 * MILLISECOND
 _SPAN_NS_MAX: Final = 60 * SECOND
 

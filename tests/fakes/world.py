@@ -30,6 +30,7 @@ from ckpt.model.checkpoint import (
 from ckpt.model.clocks import Clocks, PendingTimer, PendingWait, Resumption
 from ckpt.model.findings import Finding
 from ckpt.model.inodes import FileChange, InodeMethod, InodeOutcome, InodeRecord
+from ckpt.model.origin import Origin
 from ckpt.model.reports import StoredCheckpoint
 from ckpt.model.settings import ProcessSettings
 from ckpt.model.target import Target, TargetRef
@@ -354,7 +355,10 @@ class FakeSession:
             for inode in inodes
         )
 
-    def commit(self, checkpoint: CheckpointId) -> None:
+    def hold(self) -> None:
+        self.world.step("hold the restored")
+
+    def commit(self, origin: Origin) -> None:
         self.world.step("commit restore")
         self.world.restored, self.world.half_restored = self.world.half_restored, 0
 

@@ -75,6 +75,24 @@ def test_kill_9_at_this_phase_leaves_nothing_and_a_second_restore_works(
     subject.assert_runs()
 
 
+def test_kill_9_before_the_restored_is_let_go_leaves_nothing_and_after_that_it_lives(
+    of_pid: NewSubject, scene: Scene
+) -> None:
+    subject = of_pid()
+    checkpoint = _stop(scene, subject)
+    jobs = scene.jobs()
+    scene.crash("restore", checkpoint, CKPT_FAILPOINT="filed")
+    scene.await_nothing_left()
+    scene.assert_recovered()
+    assert scene.jobs() == jobs
+    crash = scene.crash("restore", checkpoint, CKPT_FAILPOINT="let-go")
+    assert crash.status == -signal.SIGKILL, crash.err
+    subject.assert_runs()
+    scene.assert_recovered()
+    subject.assert_runs()
+    scene.ckpt("stop", checkpoint[:12])
+
+
 @pytest.mark.parametrize("phase", ["fetched", "restored", "kept"])
 def test_a_signal_undoes_the_restore(phase: str, of_cgroup: NewSubject, scene: Scene) -> None:
     subject = of_cgroup()

@@ -16,6 +16,7 @@ from ckpt.errors import BadName, Locked, NoSuchTarget, ObjectCorrupt, OsRefused,
 from ckpt.host import shim
 from ckpt.host.jobs import JobRecord, JobRegistry, JobState, check_name, memory_of, state_directory
 from ckpt.host.process_table import ProcessRef, boot_id, process_ref
+from ckpt.model.origin import Origin
 from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
 
 JOB = JobName("one")
@@ -193,7 +194,7 @@ def test_a_restored_workload_is_filed_by_what_it_is(registry: JobRegistry, livin
         cgroup="/sys/fs/cgroup/x",
         root=living.pid,
         shim=GONE,
-        checkpoint=CheckpointId("c0ffee"),
+        origin=Origin(checkpoint=CheckpointId("c0ffee")),
         log="/l",
     )
     loaded = registry.load(JOB)
