@@ -10,7 +10,8 @@ from fakes.calls import dump_ports as ports
 from fakes.values import a_tree
 
 from ckpt.errors import DumpFailed, NoSuchTarget, NotNow, UndoError, WrongState
-from ckpt.flow.dump import ATTEMPTS_MAX, DumpCall, DumpPorts, dump
+from ckpt.flow.dump import DumpCall, DumpPorts, dump
+from ckpt.flow.snapshot import ATTEMPTS_MAX
 from ckpt.model.checkpoint import DumpOptions
 from ckpt.model.target import TargetRef
 from ckpt.model.workload import TargetKind
