@@ -7,9 +7,11 @@ import sys
 
 import freeze
 import inodes
+import migrate
 import preflight
 import start
 import store
+import transport
 
 
 def main() -> int:
@@ -21,9 +23,11 @@ def main() -> int:
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     freeze.register(commands)
     inodes.register(commands)
+    migrate.register(commands)
     preflight.register(commands)
     start.register(commands)
     store.register(commands)
+    transport.register(commands)
     arguments = parser.parse_args()
     return arguments.run(arguments)
 

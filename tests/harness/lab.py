@@ -57,6 +57,9 @@ sleep infinity &
 wait
 """
 
+STATE, STORE = Path("/var/lib/ckpt"), Path("/var/lib/ckpt-store")
+"""Where a host with places of its own has them: each sees its own there, as real hosts do."""
+
 CHECKOUT = Path(__file__).parents[2]
 _NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--time")
 
@@ -72,6 +75,8 @@ class Host:
         shared: tuple[Path, ...] = (),
         monotonic_s: int = 0,
         boottime_s: int = 0,
+        own_places: bool = False,
+        state_bytes: int = 0,
     ) -> None:
         """Bring it up.
 
@@ -81,18 +86,23 @@ class Host:
             shared: More folders that it shares with the machine; of all others it has a copy.
             monotonic_s: How far its CLOCK_MONOTONIC is ahead of the machine's.
             boottime_s: The same for CLOCK_BOOTTIME.
+            own_places: Whether it has a store and a state of its own, at STATE and STORE as every such host; else it
+                has the test's store, and a state in the test's folder.
+            state_bytes: The size of the file system of its own state, which is in memory; 0: it is on the disk.
         """
         self.name = name
         self._folder = traces.folder
-        self._cgroup = traces.cgroup(f"-host-{name}")
+        self.state = STATE if own_places else traces.folder / f"state-{name}"
+        self.store = STORE if own_places else None
+        self.cgroup = traces.cgroup(f"-host-{name}")
         # The command's own processes stand beside the jobs, which make their cgroups at the root.
-        self._own = Cgroup(self._cgroup.path / "host").create()
+        self.own = Cgroup(self.cgroup.path / "host").create()
         place = traces.folder / f"host-{name}"
         place.mkdir()
         with open(traces.folder / f"host-{name}.err", "wb") as errors:
             process = subprocess.Popen(
                 self._joined(
-                    self._cgroup,
+                    self.cgroup,
                     *("unshare", *_NAMESPACES, f"--monotonic={monotonic_s}", f"--boottime={boottime_s}"),
                     *("--fork", "--kill-child", "/bin/sh", "-c", _INIT, "init", name, str(place)),
                     # The checkout may lie where a host has a file system of its own.
@@ -111,17 +121,15 @@ class Host:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         self.init = int(children[0])
         reap_in_background(process)
+        if own_places:
+            self._make_places(state_bytes)
 
     def run(
         self, *command: object, environ: Mapping[str, str] | None = None, timeout_s: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the host, to its end, in the test's folder."""
         return subprocess.run(
-            self._joined(
-                self._own,
-                *("nsenter", f"--target={self.init}", *_NAMESPACES, f"--root=/proc/{self.init}/root"),
-                *(f"--wd=/proc/{self.init}/root{self._folder}", *map(str, command)),
-            ),
+            self.command_line(*command),
             check=False,
             capture_output=True,
             text=True,
@@ -130,14 +138,61 @@ class Host:
             env=environ,
         )
 
-    def ckpt(self, ckpt: Ckpt, command: str, *arguments: object, exit_code: int = 0) -> dict[str, Any]:
-        """Run `ckpt COMMAND --json ARGUMENTS…` on the host, with the test's store and a state of the host's own.
+    def must_run(
+        self, *command: object, environ: Mapping[str, str] | None = None, timeout_s: float = 60
+    ) -> str:
+        """Run a command on the host that must succeed; returns what it printed.
+
+        Raises:
+            AssertionError: it failed.
+        """
+        done = self.run(*command, environ=environ, timeout_s=timeout_s)
+        shown = f"{self.name}: {' '.join(map(str, command))}"
+        assert done.returncode == 0, f"{shown}\n{done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def start(
+        self, *command: object, environ: Mapping[str, str] | None = None, output: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a command on the host; it writes to files of this name in the test's folder, .out and .err.
+
+        The process is nsenter's, which ends as the command does; the command is its child.
+        """
+        out, err = (open(self._folder / f"{output}.{kind}", "wb") for kind in ("out", "err"))  # noqa: SIM115
+        with out, err:
+            return subprocess.Popen(
+                self.command_line(*command), stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environ
+            )
+
+    def command_line(self, *command: object) -> list[str]:
+        """The words that start a command on the host."""
+        return self._joined(
+            self.own,
+            *("nsenter", f"--target={self.init}", *_NAMESPACES, f"--root=/proc/{self.init}/root"),
+            *(f"--wd=/proc/{self.init}/root{self._folder}", *map(str, command)),
+        )
+
+    def environ(self, ckpt: Ckpt, **more: str) -> dict[str, str]:
+        """What ckpt is started with on the host: a state of its own, and the store that it has."""
+        places = {"CKPT_STATE": str(self.state)}
+        if self.store is not None:
+            places["CKPT_STORE"] = str(self.store)
+        return ckpt.environ(places | more)
+
+    def path(self, inside: Path) -> Path:
+        """How the machine comes to what has this path on the host."""
+        return Path(f"/proc/{self.init}/root{inside}")
+
+    def ckpt(
+        self, ckpt: Ckpt, command: str, *arguments: object, exit_code: int = 0, timeout_s: float = 60
+    ) -> dict[str, Any]:
+        """Run `ckpt COMMAND --json ARGUMENTS…` on the host, with a state of the host's own.
 
         Raises:
             AssertionError: another exit code.
         """
-        environ = ckpt.environ({"CKPT_STATE": str(self._folder / f"state-{self.name}")})
-        done = self.run(*ckpt.command_line(command, "--json", *arguments), environ=environ)
+        line = ckpt.command_line(command, "--json", *arguments)
+        done = self.run(*line, environ=self.environ(ckpt), timeout_s=timeout_s)
         shown = f"{self.name}: ckpt {command} {' '.join(map(str, arguments))}"
         assert done.returncode == exit_code, f"{shown}\n{done.returncode}\n{done.stdout}\n{done.stderr}"
         document: dict[str, Any] = json.loads(done.stdout)
@@ -153,6 +208,16 @@ class Host:
         done = self.run("python3", "-I", "-S", "-c", program)
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
+
+    def _make_places(self, state_bytes: int) -> None:
+        self.must_run("mkdir", "-p", STATE, STORE)
+        for place in (STATE, STORE):
+            if place == STATE and state_bytes:
+                self.must_run("mount", "-t", "tmpfs", "-o", f"size={state_bytes},mode=700", "tmpfs", place)
+            else:
+                on_disk = self._folder / f"{place.name}-{self.name}"
+                on_disk.mkdir(mode=0o700)
+                self.must_run("mount", "--bind", on_disk, place)
 
     @staticmethod
     def _joined(cgroup: Cgroup, *command: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A network between two hosts of the lab, and sshd on one of them: with keys of the test's own, in its folder.
+"""A cable between two hosts of the lab, and sshd on one of them or on both: with keys of the test's own.
 
 Rule: all of it lives in the hosts' namespaces and cgroups, and ends with them.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from harness.cables import Cable
 from harness.lab import Host
 from harness.traces import Traces
 
@@ -15,7 +16,7 @@ CLIENT, SERVER = "10.99.0.1", "10.99.0.2"
 
 _CONFIG = """
 ListenAddress {address}
-HostKey {folder}/host-key
+HostKey {folder}/{key}
 AuthorizedKeysFile {folder}/client-key.pub
 PermitRootLogin prohibit-password
 PasswordAuthentication no
@@ -28,21 +29,28 @@ PidFile none
 
 
 class SshServer:
-    """sshd on `server`, which `client` reaches at SERVER."""
+    """sshd on `server`, which `client` reaches at SERVER; with serve(), also the other way round."""
 
     def __init__(self, traces: Traces, client: Host, server: Host) -> None:
         self.folder = traces.folder / "ssh"
         self.folder.mkdir()
-        _join(client, server)
-        host_key, _ = self._new_key("host-key"), self._new_key("client-key")
+        self.cable = Cable((client, "out"), (server, "out"))
+        self.cable.address(client, f"{CLIENT}/24")
+        self.cable.address(server, f"{SERVER}/24")
         self.known_hosts = self.folder / "known-hosts"
-        self.known_hosts.write_text(f"{SERVER} {host_key}\n")
-        config = self.folder / "sshd-config"
-        config.write_text(_CONFIG.format(address=SERVER, folder=self.folder))
-        server.run("mkdir", "-p", "/run/sshd")
-        # sshd goes into the background by itself when it listens.
-        done = server.run("/usr/sbin/sshd", "-f", config, "-E", self.folder / "sshd-log")
-        assert done.returncode == 0, done.stderr + (self.folder / "sshd-log").read_text()
+        self._new_key("client-key")
+        self.serve(server, SERVER, "host-key")
+
+    def serve(self, host: Host, address: str, key: str) -> None:
+        """Let sshd listen at this address of the host, with a new host key, which is known from now on."""
+        with self.known_hosts.open("a") as known:
+            known.write(f"{address} {self._new_key(key)}\n")
+        config, log = self.folder / f"{key}-config", self.folder / f"{key}-log"
+        config.write_text(_CONFIG.format(address=address, folder=self.folder, key=key))
+        host.must_run("mkdir", "-p", "/run/sshd")
+        # It goes into the background by itself when it listens.
+        done = host.run("/usr/sbin/sshd", "-f", config, "-E", log)
+        assert done.returncode == 0, done.stderr + log.read_text()
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -78,18 +86,3 @@ class SshServer:
         path = self.folder / name
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path], check=True)
         return " ".join(path.with_name(f"{name}.pub").read_text().split()[:2])
-
-
-def _join(client: Host, server: Host) -> None:
-    """A cable between the two."""
-    _in_network(
-        client, "link", "add", "out", "type", "veth", "peer", "name", "out", "netns", str(server.init)
-    )
-    for host, address in ((client, CLIENT), (server, SERVER)):
-        _in_network(host, "addr", "add", f"{address}/24", "dev", "out")
-        _in_network(host, "link", "set", "out", "up")
-
-
-def _in_network(host: Host, *words: str) -> None:
-    # In the machine's own PID namespace: only there the other host's init has a number.
-    subprocess.run(["nsenter", f"--net=/proc/{host.init}/ns/net", "ip", *words], check=True)
