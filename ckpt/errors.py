@@ -13,11 +13,13 @@
     ├── CriuError         20-29  CRIU refused: the cause, a remedy, the lines of its log that say so
     │   ├── DumpFailed 21, RestoreFailed 22, CriuStuck 23, CriuDied 24
     ├── Incompatible      30-39  carries the list of reasons
-    │   ├── CannotCheckpoint 30 (NotNow), HostMismatch 31, FilesChanged 32
+    │   ├── CannotCheckpoint 30 (NotNow), HostMismatch, CannotMigrate 31, FilesChanged 32
     ├── StoreError        40-49
     │   ├── StoreUnusable 40 (WrongKey), ObjectMissing 41, ObjectCorrupt 42, FormatUnknown 43, Untrusted 44
     ├── RemoteError       50-59  the other host, or the way to it
-    │   ├── Unreachable 51 (LoginRefused), HostKeyRefused 52, PeerFailed 53, NoCommonProtocol 54
+    │   ├── Unreachable 51 (LoginRefused), HostKeyRefused 52, PeerFailed 53 (PeerRefused,
+    │   │   TransferBroken, CommitUndelivered, PagesLost),
+    │   │   NoCommonProtocol 54, SetupFailed 55
     ├── ConflictError     60-69
     │   ├── Locked 61, WrongState 62, NoSuchTarget 63
     ├── UndoError           90   an operator must look
@@ -323,6 +325,16 @@ class HostMismatch(Incompatible):
     ref: str
 
 
+class CannotMigrate(Incompatible):
+    """One of the two hosts, or both, have something against moving the workload; nothing was touched."""
+
+    slug = "cannot-migrate"
+    exit_code = 31
+    sentence = "{target} cannot be moved to {host}: {reasons}."
+    target: str
+    host: str
+
+
 class FilesChanged(Incompatible):
     """Files that the workload holds are not as the checkpoint recorded them."""
 
@@ -456,12 +468,54 @@ class PeerFailed(RemoteError):
     sentence = "The ckpt on {host} failed: {reason}."
 
 
+class PeerRefused(PeerFailed):
+    """The ckpt on the other host answered that it cannot, and why: so it did not do it."""
+
+    slug = "peer-refused"
+    their_slug: str = ""
+    their_exit_code: int = 0
+
+
+class TransferBroken(PeerFailed):
+    """The way to the target broke while a workload was being moved: it runs on where it was."""
+
+    slug = "transfer-broken"
+    sentence = "The transfer to {host} broke off: {reason}. The workload runs on here"
+    hint = "Go on where it stopped: 'ckpt migrate --resume {migration}'; or drop it on both sides: 'ckpt recover'."
+    migration: str
+
+
+class CommitUndelivered(PeerFailed):
+    """A workload was handed over, and its target could not be told to let it go."""
+
+    slug = "commit-undelivered"
+    sentence = "The workload was handed over to {host} and has ended here, but {host} could not be told to let it go: {reason}"
+    hint = "Run 'ckpt migrate --resume {migration}' as soon as {host} can be reached; until then it stands still there."
+    migration: str
+
+
+class PagesLost(PeerFailed):
+    """A workload was handed over before its memory, and the memory could not follow."""
+
+    slug = "pages-lost"
+    sentence = "{host} has taken the workload over, and not all of its memory could follow: {reason}"
+    hint = "It is lost, unless 'ckpt ps' on {host} shows it: then all had come. 'ckpt recover' tidies up on both."
+
+
 class NoCommonProtocol(RemoteError):
     """The two ckpts speak no common version of their protocol."""
 
     slug = "no-common-protocol"
     exit_code = 54
     sentence = "This ckpt and that on {host} do not understand each other: {reason}."
+
+
+class SetupFailed(RemoteError):
+    """ckpt could not be installed on the other host; what was there before is as it was."""
+
+    slug = "setup-failed"
+    exit_code = 55
+    sentence = "ckpt could not be installed on {host}: {reason}."
 
 
 # ---------------------------------------------------------------------------------- 60-69: conflicts

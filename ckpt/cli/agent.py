@@ -6,7 +6,6 @@ Rule: standard output is for messages alone: whatever else is printed goes to st
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -27,25 +26,42 @@ _ERRORS: Final = 2
 
 
 @make_command("agent", example="ckpt agent <request >answer")
+@click.option(
+    "--pages", metavar="ID", hidden=True, help="Bring the pages that follow the workload of this migration."
+)
 @click.pass_obj
-def command(call: Call) -> int:
+def command(call: Call, pages: str | None) -> int:
     """Answer another ckpt on standard input and output. It is started over SSH, and not for people.
 
-    It says what speaks against a restore on this host, and what this host can do.
+    It says what speaks against a restore on this host, and what this host can do; and it takes in what is migrated.
     """
-    from ckpt.remote.serving import Answers, serve  # noqa: PLC0415
+    from ckpt.remote.inflow import PipeInflow  # noqa: PLC0415
+    from ckpt.remote.serving import ASKING, Answers, serve  # noqa: PLC0415
 
     if os.isatty(_INPUT):
         raise usage("'ckpt agent' talks to another ckpt, not to people: use 'ckpt check --host HOST'.")
     out = _take_output()
-    # A dead connection ends it like any program whose reader is gone.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    serve(
-        lambda count: os.read(_INPUT, count),
-        lambda content: _write_all(out, content),
-        own_hello(),
-        Answers(facts=lambda: _facts(call.store), judge=lambda needs: _judge(needs, call.store)),
-    )
+    if pages is not None:
+        wiring.require_root("ckpt agent")
+        return 1 if wiring.keep_pages(pages, _INPUT, out) else 0
+    reception = wiring.reception(call.store) if os.geteuid() == 0 else None
+    try:
+        serve(
+            PipeInflow(_INPUT, ASKING),
+            lambda content: _write_all(out, content),
+            own_hello(),
+            Answers(
+                facts=lambda: _facts(call.store),
+                judge=lambda needs: _judge(needs, call.store),
+                receive=reception,
+                compressor=wiring.wire_compressor(),
+                new_cipher=wiring.wire_cipher,
+                ssh_connection=os.environ.get("SSH_CONNECTION", ""),
+            ),
+        )
+    finally:
+        if reception is not None:
+            reception.close()
     return 0
 
 
@@ -57,7 +73,7 @@ def _take_output() -> int:
     return out
 
 
-def _write_all(fd: int, content: bytes) -> None:
+def _write_all(fd: int, content: bytes | memoryview) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(fd, rest) :]

@@ -41,8 +41,11 @@ def show(standing: Callable[[], Standing], over: threading.Event) -> None:
 
     def draw() -> None:
         now = standing()
-        amount = amount_of(now)
-        room = console.width - _BAR_COLUMNS - len(amount) - 3  # two gaps, and the cursor
+        room = console.width - _BAR_COLUMNS - 3  # two gaps, and the cursor
+        amount = amount_of(now, with_rest=True)
+        if len(now.phase) + len(amount) > room:
+            amount = amount_of(now)
+        room -= len(amount)
         bar.update(
             task,
             description=now.phase if len(now.phase) <= room else f"{now.phase[: max(0, room - 1)]}…",
@@ -58,8 +61,11 @@ def show(standing: Callable[[], Standing], over: threading.Event) -> None:
             bar.refresh()
 
 
-def amount_of(standing: Standing) -> str:
-    """What stands right of the bar: bytes done and in all, the rate in this phase, the time since the beginning."""
+def amount_of(standing: Standing, *, with_rest: bool = False) -> str:
+    """What stands right of the bar: bytes done and in all, the rate in this phase, the time since the beginning.
+
+    `with_rest` tells also how long the rest of the phase will take at this rate.
+    """
     words = []
     if standing.total_bytes is not None:
         words.append(f"{human_bytes(standing.done_bytes)} of {human_bytes(standing.total_bytes)}")
@@ -67,6 +73,9 @@ def amount_of(standing: Standing) -> str:
         words.append(human_bytes(standing.done_bytes))
     if standing.done_bytes and standing.phase_s >= _RATE_AFTER_S:
         words.append(f"{human_bytes(round(standing.done_bytes / standing.phase_s))}/s")
+        if with_rest and standing.total_bytes is not None and standing.done_bytes < standing.total_bytes:
+            left_s = (standing.total_bytes - standing.done_bytes) * standing.phase_s / standing.done_bytes
+            words.append(f"{max(1, round(left_s))} s left")
     minutes, seconds = divmod(int(standing.elapsed_s), 60)
     words.append(f"{minutes}:{seconds:02}")
     return "  ".join(words)

@@ -23,6 +23,7 @@ EXIT_CODES: Final = (
     ("20-24", "CRIU: the dump failed 21, the restore failed 22, it got stuck 23, it died 24"),
     ("30-32", "cannot be checkpointed 30, does not fit this host 31, files changed 32"),
     ("40-44", "the store: unusable or its key is wrong 40, not there 41, damaged 42, unknown format 43, untrusted 44"),
+    ("50-55", "the other host: unreachable 51, host key 52, ckpt failed there 53, no common protocol 54, set-up failed 55"),
     ("60-63", "conflict: locked 61, wrong state 62, no such process, cgroup, job or trusted key 63"),
     ("70", "a bug in ckpt"),
     ("90", "undoing failed: run ckpt recover and look at the workload"),

@@ -9,19 +9,31 @@ import click
 from ckpt.cli import wiring
 from ckpt.cli.call import Call, make_command
 from ckpt.cli.documents import problem_of
+from ckpt.cli.recover_migrations import decide as decide_migration
+from ckpt.cli.recover_migrations import recover_migrations
 from ckpt.errors import CkptError, Interrupted, Problems
 from ckpt.units import human_bytes
 
 
 @make_command("recover", example="ckpt recover")
+@click.option(
+    "--decide",
+    metavar="ID=commit|abort",
+    help="Of a migration whose other host is gone for ever: run the workload here, or drop it here. Make sure of that: "
+    "if the other one comes back, there may be two.",
+)
 @click.pass_obj
-def command(call: Call) -> int:
-    """After a crash or a power cut: thaw what was left frozen, and undo what was under way.
+def command(call: Call, /, decide: str | None) -> int:
+    """After a crash or a power cut: thaw what was left frozen, and finish or undo what was under way.
 
-    What a living ckpt is at is left alone. The exit code is 3 if something could not be mended.
+    Migrations are finished or undone with the other host, if it can be reached. What a living ckpt is at is left alone.
+    The exit code is 3 if something could not be mended.
     """
     wiring.require_root("ckpt recover")
     actions, problems = _mend_host()
+    moved, doubtful = recover_migrations(call) if decide is None else decide_migration(call, decide)
+    actions += moved
+    problems += doubtful
     swept, refused = _sweep_store(call.store)
     actions += swept
     problems += refused

@@ -105,7 +105,9 @@ def command(call: Call, /, **given: Any) -> int:
         if given["count"] is not None:
             return _restore_copies(wanted, given["count"], ports, output)
         sources = _outputs(wanted, ports) if given["attach"] else []
+        moved = _warning_of_move(_job_of(wanted, ports))
         report = bring_back(wanted, ports)
+        report = replace(report, warnings=(*moved, *report.warnings))
     _warn(report, output)
     if given["attach"]:
         return attend(wiring.jobs(), report.job, sources)
@@ -133,6 +135,14 @@ def _job_of(wanted: RestoreCall, ports: RestorePorts) -> JobName:
     """The name that it will be filed under."""
     checkpoint = ports.store.resolve(wanted.ref)
     return wanted.job or ports.store.load(checkpoint).checkpoint.job or JobName(checkpoint[:12])
+
+
+def _warning_of_move(job: JobName) -> tuple[str, ...]:
+    """A sentence if the job was handed over to another host: then there may be two of it from now on."""
+    host = wiring.jobs().moved_to(job)
+    return (
+        (f"{job} was moved to {host}: unless it has ended there, it runs on both hosts now",) if host else ()
+    )
 
 
 def _restore_copies(wanted: RestoreCall, count: int, ports: RestorePorts, output: Output) -> int:

@@ -11,7 +11,9 @@ import click
 from ckpt.cli import wiring
 from ckpt.cli.attachment import attend, sources_of
 from ckpt.cli.call import Call, make_command, usage
+from ckpt.cli.network_option import network
 from ckpt.cli.parameters import job_name, volume
+from ckpt.model.network import Network
 from ckpt.units import ByteCount, JobName
 
 
@@ -39,6 +41,15 @@ from ckpt.units import ByteCount, JobName
     help="Give the job a file system of its own at PATH (default size: 1G). Its files are kept in every checkpoint, "
     "come back with it, and are the same files, by device and inode, on every host. Can be repeated.",
 )
+@click.option(
+    "--net",
+    "own_network",
+    type=network,
+    metavar="bridge=BR|macvlan=IF,address=ADDR/N[,gateway=ADDR][,mac=MAC][,mtu=N]",
+    help="Give the job a network of its own: eth0 with this address, on a bridge or an interface of the host. Its "
+    "connections come back with it, also on another host of the same network. address= and gateway= can be given for "
+    "IPv4 and IPv6.",
+)
 @click.argument("words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def command(
@@ -48,6 +59,7 @@ def command(
     detach: bool,
     log: str,
     volumes: tuple[tuple[str, ByteCount | None], ...],
+    own_network: Network | None,
     words: tuple[str, ...],
 ) -> int:
     """Start CMD as a job: in its own cgroup and PID namespace, so that it can be restored anywhere.
@@ -61,7 +73,9 @@ def command(
     if call.json and not detach:
         raise usage("In the foreground stdout belongs to CMD: --json needs --detach.")
     job = JobName(name or default_name(words[0]))
-    registry, record = wiring.start_job(job, words, log=log, apart=not detach, volumes=volumes)
+    registry, record = wiring.start_job(
+        job, words, log=log, apart=not detach, volumes=volumes, network=own_network
+    )
     if not detach:
         code = attend(registry, job, sources_of(registry, job, from_now=False))
         wiring.tidy_job(job)

@@ -4,6 +4,8 @@
     FRAME    = LENGTH PAYLOAD        32 bits, big endian
     PAYLOAD  = {"message": KIND, "value": VALUE}   msgpack, as the documents of a store
 
+Those of a migration stand in migration_messages.py; after some of them bytes follow that are no frame.
+
 Rules:
 - What stands before the mark is not ours: a login may print what it likes. It is bounded, and dropped.
 - What the other side sends is hostile until it is decoded: only the kinds that may come next are read, only into
@@ -20,6 +22,8 @@ from ipaddress import ip_address
 from typing import Final, TypeVar
 
 from ckpt.codec.limits import DOCUMENT_BYTES_MAX
+from ckpt.codec.migration_messages import MIGRATION_KINDS, MigrationMessage, Offer
+from ckpt.codec.migration_rules import check_migration
 from ckpt.codec.names import refuse_absolute_path
 from ckpt.codec.packed import Reader, Refused, pack
 from ckpt.codec.shapes import shape_of
@@ -31,8 +35,11 @@ from ckpt.model.inodes import lie_of
 from ckpt.model.needs import Needs
 from ckpt.units import PAGE_BYTES
 
-PROTOCOLS: Final = (1,)
-"""The protocols that this ckpt speaks."""
+PROTOCOLS: Final = (1, 2)
+"""The protocols that this ckpt speaks. Protocol 2: workloads move, and both sides say that they are alive."""
+
+MIGRATION_PROTOCOL: Final = 2
+"""The first protocol with the messages of migration_messages.py."""
 
 MARK: Final = b"\x89ckpt-agent\r\n\x1a\n"
 """What no login prints by chance."""
@@ -69,7 +76,7 @@ class AskNeeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alive:
-    """The answer takes its time."""
+    """Nothing else is to be said at the moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +104,7 @@ class Failed:
     exit_code: int
 
 
-Message = Hello | AskFacts | AskNeeds | Alive | Facts | Findings | Failed
+Message = Hello | AskFacts | AskNeeds | Alive | Facts | Findings | Failed | MigrationMessage
 Wanted = TypeVar("Wanted", bound=Message)
 
 _KINDS: Final[dict[str, type[Message]]] = {
@@ -108,6 +115,7 @@ _KINDS: Final[dict[str, type[Message]]] = {
     "facts": Facts,
     "findings": Findings,
     "failed": Failed,
+    **MIGRATION_KINDS,
 }
 _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 
@@ -191,7 +199,7 @@ def common_protocol(theirs: Hello, peer: str) -> int:
     if not common:
         raise NoCommonProtocol(
             host=peer,
-            reason=f"this one speaks protocol {_listed(PROTOCOLS)}, and ckpt {theirs.version} there "
+            reason=f"this one speaks the protocols {_listed(PROTOCOLS)}, and ckpt {theirs.version} there "
             f"{_listed(theirs.protocols)}",
             remedy="Install the same version of ckpt on both hosts.",
         )
@@ -211,8 +219,9 @@ def _read(payload: bytes, expected: Collection[type[Wanted]]) -> Wanted:
     _expect(reader, "value")
     value: Wanted = shape_of(kind).read(reader)
     reader.end()
-    if isinstance(value, AskNeeds):
+    if isinstance(value, AskNeeds | Offer):
         _check_needs(value.needs)
+    check_migration(value)
     return value
 
 

@@ -1,22 +1,39 @@
 """What a value must satisfy beyond the types of its fields, so that nothing hostile travels inside.
 
-Rules: F20 to F29, F79, F98, F101, F102, F106, F107 and F109 of images/FORMAT.md.
+Rules: F20 to F29, F79, F98, F101, F102, F106, F107 and F109 to F111 of images/FORMAT.md.
 """
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ckpt.codec import names
-from ckpt.codec.limits import CHUNK_BYTES_MAX, KDF_COST_LOG2_MAX, KDF_COST_LOG2_MIN, TAG_SERIAL_MAX
+from ckpt.codec.limits import (
+    CHUNK_BYTES_MAX,
+    COMPONENT_BYTES_MAX,
+    KDF_COST_LOG2_MAX,
+    KDF_COST_LOG2_MIN,
+    TAG_SERIAL_MAX,
+)
 from ckpt.codec.packed import Refused
 from ckpt.codec.records import Encryption, Signature, StoreConfigV1, TagMark
 from ckpt.codec.v1 import Chunk, ChunkedCarriedFile, ChunkedCheckpoint, ChunkedFile, ChunkedImageSet
 from ckpt.codec.v2 import CheckpointV2
-from ckpt.model.checkpoint import CarriedFile, Checkpoint, ImageSet, SavedFile, StoredFile, Volume
+from ckpt.model.checkpoint import (
+    CarriedFile,
+    Checkpoint,
+    ExtendedAttribute,
+    ImageSet,
+    SavedFile,
+    StoredFile,
+    Volume,
+    is_own_attribute,
+)
 from ckpt.model.inodes import Identity
+from ckpt.model.network import Network, refuse_network
 from ckpt.model.settings import (
     COREDUMP_FILTER_MAX,
     CPU_NUMBER_MAX,
@@ -31,6 +48,9 @@ from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.units import PAGE_BYTES
 
 _MODE_BITS: Final = 0o7777
+_HEX: Final = re.compile(r"(?:[0-9a-f]{2})*", re.ASCII)
+_XATTR_BYTES_MAX: Final = 1 << 16
+"""Linux's own bound of one extended attribute (XATTR_SIZE_MAX of <linux/limits.h>)."""
 
 
 def _refuse(path: str, reason: str) -> None:
@@ -72,11 +92,27 @@ def _check_saved_file(saved: SavedFile) -> None:
     _refuse("path", names.refuse_absolute_path(saved.path))
     if not stat.S_ISREG(saved.mode):
         _refuse("mode", f"{saved.mode:#o} is not that of a regular file")
+    found = [attribute.name for attribute in saved.attributes]
+    if found != sorted(set(found)):
+        _refuse("attributes", "their names do not rise")
+
+
+def _check_extended_attribute(attribute: ExtendedAttribute) -> None:
+    if len(attribute.name.encode(errors="surrogateescape")) > COMPONENT_BYTES_MAX:
+        _refuse("name", f"an attribute's name of more than {COMPONENT_BYTES_MAX} bytes")
+    if not is_own_attribute(attribute.name):
+        _refuse("name", f"{attribute.name!r} is none of a file's own attributes")
+    if len(attribute.value) > 2 * _XATTR_BYTES_MAX or not _HEX.fullmatch(attribute.value):
+        _refuse("value", f"not at most {_XATTR_BYTES_MAX} bytes in hexadecimal")
 
 
 def _check_volume(volume: Volume) -> None:
     _refuse("mountpoint", names.refuse_absolute_path(volume.mountpoint))
     _refuse("filesystem", names.refuse_component(volume.filesystem))
+
+
+def _check_network(network: Network) -> None:
+    _refuse("", refuse_network(network))
 
 
 def _check_identity(identity: Identity) -> None:
@@ -120,6 +156,14 @@ def _refuse_twice(settings: tuple[ProcessSettings, ...]) -> None:
         seen.add(process.pid)
 
 
+def _refuse_one_namespace_twice(networks: tuple[Network, ...]) -> None:
+    seen: set[int] = set()
+    for index, network in enumerate(networks):
+        if network.namespace in seen:
+            _refuse(f"networks[{index}].namespace", f"{network.namespace} a second time")
+        seen.add(network.namespace)
+
+
 def _check_checkpoint(checkpoint: Checkpoint | CheckpointV2 | ChunkedCheckpoint) -> None:
     images, trees = len(checkpoint.image_sets), len(checkpoint.workload.trees)
     if images != trees:
@@ -128,6 +172,7 @@ def _check_checkpoint(checkpoint: Checkpoint | CheckpointV2 | ChunkedCheckpoint)
         for index, directory in enumerate(checkpoint.saved_directories):
             _refuse(f"saved_directories[{index}]", names.refuse_absolute_path(directory))
         _refuse_twice(checkpoint.settings)
+        _refuse_one_namespace_twice(checkpoint.networks)
 
 
 def _check_store_config_v1(config: StoreConfigV1) -> None:
@@ -173,7 +218,9 @@ RULES: Final[Mapping[type[Any], Callable[[Any], None]]] = {
     CgroupRecord: _check_cgroup,
     CgroupSetting: _check_cgroup_setting,
     SavedFile: _check_saved_file,
+    ExtendedAttribute: _check_extended_attribute,
     Volume: _check_volume,
+    Network: _check_network,
     Identity: _check_identity,
     ThreadSettings: _check_thread_settings,
     ProcessSettings: _check_process_settings,

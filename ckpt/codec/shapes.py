@@ -43,7 +43,7 @@ class Shape(Protocol):
 
 
 def shape_of(type_: Any) -> Shape:
-    """The shape of a type of the model: a dataclass, enum, NewType, tuple, int, str, bool, or None."""
+    """The shape of a type of the model: a dataclass, enum, NewType, tuple, int, str, bytes, bool, or None."""
     return _shape_of(type_)
 
 
@@ -112,6 +112,14 @@ class _Text(_Scalar):
             raise Refused("a text with a NUL in it")
         elif len(plain) > TEXT_BYTES_MAX:
             raise Refused(f"a text of more than {TEXT_BYTES_MAX} bytes")
+        return plain
+
+
+class _Bytes(_Scalar):
+    """As the reader bounds them; in messages only, no document has such a field."""
+
+    def accept(self, plain: Scalar) -> Any:
+        _expect(bytes, plain)
         return plain
 
 
@@ -234,6 +242,7 @@ _SCALARS: Final[dict[Any, _Scalar]] = {
     bool: _Flag(),
     int: _Number(_INT64[0], _UINT64[1]),
     str: _Text(),
+    bytes: _Bytes(),
     ByteCount: _Number(0, _INT64[1]),
     Nanoseconds: _Number(*_INT64),
     Pid: _Number(0, (1 << 31) - 1),

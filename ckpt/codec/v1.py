@@ -120,6 +120,7 @@ class ChunkedCheckpoint:
             saved_directories=(),
             volumes=(),
             settings=(),
+            networks=(),
             carried_files=tuple(
                 CarriedFile(
                     path=carried.path,

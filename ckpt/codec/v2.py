@@ -105,4 +105,5 @@ class CheckpointV2:
             saved_directories=(),
             volumes=(),
             settings=(),
+            networks=(),
         )

@@ -7,11 +7,12 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 from ckpt.errors import FilesChanged, ObjectCorrupt, WrongState
-from ckpt.flow.ports import Inspector, Operation, Store
+from ckpt.flow.ports import CheckpointSource, Inspector, Operation
 from ckpt.flow.volumes import outside_volumes
 from ckpt.model.checkpoint import Checkpoint, SavedFile, StoredFile
 from ckpt.model.inodes import (
@@ -93,9 +94,14 @@ def check_records(checkpoint_id: CheckpointId, checkpoint: Checkpoint) -> None:
 
 
 def judge_files(
-    ref: str, policies: Policies, checkpoint: Checkpoint, inspector: Inspector
+    ref: str,
+    policies: Policies,
+    checkpoint: Checkpoint,
+    inspector: Inspector,
+    *,
+    made: frozenset[str] = frozenset(),
 ) -> tuple[FileChange, ...]:
-    """Compare the files with the recorded ones: what changed that may have.
+    """Compare the files with the recorded ones: what changed that may have. `made` are directories that will be made.
 
     Raises:
         FilesChanged: something changed that may not.
@@ -106,6 +112,8 @@ def judge_files(
     saved = (
         {file.path for file in checkpoint.saved_files} if policies.files is FilesPolicy.SAVED else set[str]()
     )
+    # What saved files are in is made for them.
+    made |= {directory for path in saved for directory in _above(path)}
     contents = {inode.path for inode in checkpoint.inodes if _is_content(inode)}
     compared = (
         _without_content(inode) if inode.path in saved else inode
@@ -120,7 +128,12 @@ def judge_files(
     forbidden = [
         change
         for change in changes
-        if not policies.allow(change, is_saved=change.path in saved, is_content=change.path in contents)
+        if not policies.allow(
+            change,
+            is_saved=change.path in saved
+            or (change.difference is Difference.MISSING and change.path in made),
+            is_content=change.path in contents,
+        )
     ]
     if forbidden:
         raise FilesChanged(
@@ -157,7 +170,7 @@ def fetch_saved(
     checkpoint: Checkpoint,
     policies: Policies,
     operation: Operation,
-    store: Store,
+    store: CheckpointSource,
 ) -> tuple[tuple[SavedFile, str], ...]:
     """Bring the saved files into the staging directory, each content once; gives each file with its copy."""
     if policies.files is not FilesPolicy.SAVED:
@@ -168,6 +181,12 @@ def fetch_saved(
             copies[file.content] = f"{operation.staging}/saved-{len(copies)}"
             store.fetch(checkpoint_id, file.content, copies[file.content])
     return tuple((file, copies[file.content]) for file in checkpoint.saved_files)
+
+
+def _above(path: str) -> Iterator[str]:
+    """The directories that the path leads through, but the root."""
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 def _concerns_inode(change: FileChange) -> bool:

@@ -26,9 +26,11 @@ from ckpt.model.findings import Finding
 from ckpt.model.inodes import FileChange, InodeMethod, InodeOutcome, InodeRecord
 from ckpt.model.memory import AddressSpace
 from ckpt.model.needs import ImageNeeds, Needs
+from ckpt.model.network import Network
 from ckpt.model.origin import Origin
 from ckpt.model.reports import StoredCheckpoint, SweepReport, VerifyReport
 from ckpt.model.settings import ProcessSettings
+from ckpt.model.shipping import ShippedDirectory
 from ckpt.model.target import Target, TargetRef
 from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree, Workload
 from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid, Tag
@@ -62,6 +64,9 @@ class Operation(Protocol):
 
     def note_phase(self, phase: str) -> None:
         """Note how far the operation has come."""
+
+    def decided_by(self, record: str) -> None:
+        """Let a crash undo what the migration whose record is at this path has not decided otherwise."""
 
     def guard(self) -> None:
         """Start the guardian: if this process dies before end(), it undoes what was noted, at once."""
@@ -250,14 +255,20 @@ class TreeDump(Protocol):
 class Dumper(Protocol):
     """Starts CRIU for dumps, and knows its images."""
 
-    def start(self, operation: Operation, tree: Tree) -> TreeDump:
-        """Start CRIU, so that its start-up is paid before the freeze."""
+    def start(self, operation: Operation, tree: Tree, *, lazy: bool) -> TreeDump:
+        """Start CRIU, so that its start-up is paid before the freeze.
+
+        With `lazy` private anonymous memory stays in the tasks; the images do not have it.
+        """
 
     def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:
         """The mounts of a tree with its own mount namespace that are taken from the host at restore."""
 
     def outside_files(self, trees: tuple[Tree, ...]) -> tuple[OutsideFile, ...]:
         """Pipes and terminals that the workload shares with processes outside."""
+
+    def networks(self, trees: tuple[Tree, ...]) -> tuple[Network, ...]:
+        """The networks of the workload's own that a restore makes again, as they are now."""
 
     def carry(self, images: str, staging: str, view: FrozenView) -> tuple[tuple[CarriedFile, str], ...]:
         """Copy what CRIU will not keep into `staging`, in the `stopped` call.
@@ -339,8 +350,11 @@ class RestoreSession(Protocol):
     def hold(self) -> None:
         """Let nothing of it run, also if this process dies."""
 
-    def commit(self, origin: Origin) -> None:
-        """Let all trees go on, and file the workload as a job that came from there. From here on the workload lives, whatever happens to this process."""
+    def commit(self, origin: Origin, let_go: Callable[[], None] | None = None) -> None:
+        """Let all trees go on, and file the workload as a job that came from there. From here on the workload lives, whatever happens to this process.
+
+        `let_go` is called when all is done but that, and nothing of it has run: if it raises, call abort().
+        """
 
     def abort(self) -> None:
         """Kill and remove everything that was restored; safe to repeat."""
@@ -374,6 +388,8 @@ class Restorer(Protocol):
         new_pids: bool,
         trees: tuple[Tree, ...],
         held: frozenset[str],
+        networks: tuple[Network, ...],
+        pages_from: str,
         operation: Operation,
     ) -> RestoreSession:
         """Prepare the cgroups and the process that will be the parent of what is restored.
@@ -385,11 +401,14 @@ class Restorer(Protocol):
             new_pids: Give the trees a PID namespace of their own.
             trees: All that will be restored.
             held: The paths of the files that they hold.
+            networks: Those of their own; each is joined to the host's when its connections are there.
+            pages_from: The socket of who brings the pages that the images lack, or that may come later; "" for nobody.
             operation: Where it is noted.
 
         Raises:
             WrongState: the job runs, or the cgroup holds processes.
             HostMismatch: the cgroup cannot be made here.
+            FeatureMissing, CommandFailed: a network cannot be.
         """
 
     def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> PutBack:
@@ -485,13 +504,23 @@ class FileSaver(Protocol):
 class WrittenFiles(Protocol):
     """Saved files that are written back for one restore."""
 
-    def write(self, ref: str, files: tuple[tuple[SavedFile, str], ...], directories: tuple[str, ...]) -> None:
+    def write(
+        self,
+        ref: str,
+        files: tuple[tuple[SavedFile, str], ...],
+        directories: tuple[str, ...],
+        *,
+        absent: tuple[str, ...] = (),
+        made: tuple[ShippedDirectory, ...] = (),
+    ) -> None:
         """Let all saved files be as they were at the dump; call undo() if it fails.
 
         Args:
             ref: The checkpoint, as the user named it.
             files: Each with the path of its content.
             directories: Those that were saved whole: what else is in them is moved aside.
+            absent: Paths outside of them at which no file was: what is there now is moved aside, too.
+            made: Directories that are made where they are missing, each after those that it is in.
 
         Raises:
             HostMismatch: files cannot be written; each is named with the reason, and nothing was changed.
@@ -658,6 +687,26 @@ class Store(Protocol):
         """Read and check the named checkpoints, or everything."""
 
 
+class CheckpointSource(Protocol):
+    """Where a checkpoint that is to be restored comes from: a store, or a migration."""
+
+    def resolve(self, ref: str) -> CheckpointId:
+        """The one checkpoint that a REF names."""
+
+    def load(self, checkpoint: CheckpointId) -> StoredCheckpoint:
+        """Read and verify what it says."""
+
+    def check_trust(self, checkpoint: CheckpointId) -> None:
+        """Return if the checkpoint may be restored on this host.
+
+        Raises:
+            Untrusted: nobody whom this host trusts has signed it.
+        """
+
+    def fetch(self, checkpoint: CheckpointId, file: StoredFile, path: str) -> None:
+        """Write a file of the checkpoint to `path`, every byte verified."""
+
+
 class MemoryLayouts(Protocol):
     """Reads out of image files where the memory of an image set lies."""
 
@@ -726,5 +775,11 @@ class Judge(Protocol):
 class Jobs(Protocol):
     """The jobs of this host."""
 
+    def with_root(self, pids: tuple[Pid, ...]) -> JobName | None:
+        """The job that runs and whose root process is one of these; None if there is none."""
+
     def mark_stopped(self, job: JobName, checkpoint: CheckpointId) -> None:
         """The job was ended by ckpt, and lives on in this checkpoint."""
+
+    def mark_migrated(self, job: JobName, host: str) -> None:
+        """The job was ended by ckpt, and lives on on that host."""

@@ -8,8 +8,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from ckpt.errors import HostMismatch
 from ckpt.flow.files import (
@@ -21,6 +22,7 @@ from ckpt.flow.files import (
     policies_for,
 )
 from ckpt.flow.ports import (
+    CheckpointSource,
     Clock,
     FileWriter,
     Inodes,
@@ -29,16 +31,22 @@ from ckpt.flow.ports import (
     Operations,
     Restorer,
     RestoreSession,
-    Store,
     Volumes,
 )
 from ckpt.flow.undo import Undo
 from ckpt.flow.volumes import outside_volumes, refuse_other_devices
 from ckpt.model.checkpoint import Checkpoint
-from ckpt.model.clocks import TimePolicy, realtime_went_back, restore_span, resume_clocks
+from ckpt.model.clocks import (
+    TimePolicy,
+    monotonic_goes_back,
+    realtime_went_back,
+    restore_span,
+    resume_clocks,
+)
 from ckpt.model.inodes import FilesPolicy, InodePolicy
 from ckpt.model.origin import Origin
 from ckpt.model.reports import RestoreReport
+from ckpt.model.shipping import ShippedDirectory
 from ckpt.model.workload import TargetKind, Tree
 from ckpt.units import SECOND, CheckpointId, JobName, Nanoseconds, Pid
 
@@ -47,7 +55,9 @@ from ckpt.units import SECOND, CheckpointId, JobName, Nanoseconds, Pid
 class RestoreCall:
     """What the user asked for. `job` None takes the checkpoint's own; `cgroup` "" one named after the job.
 
-    `files` None writes saved files back where the checkpoint has them, and else wants files as they were.
+    `files` None writes saved files back where the checkpoint has them, and else wants files as they were. `absent` are
+    paths at which no file may be found. `pages_from` is the socket of who brings memory that the images lack, or that
+    may come later; "" where all is to be there before it goes on.
     """
 
     ref: str
@@ -57,6 +67,9 @@ class RestoreCall:
     new_pids: bool
     cgroup: str
     files: FilesPolicy | None = None
+    absent: tuple[str, ...] = ()
+    made: tuple[ShippedDirectory, ...] = ()
+    pages_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +82,7 @@ class RestorePorts:
     inodes: Inodes
     restorer: Restorer
     writer: FileWriter
-    store: Store
+    store: CheckpointSource
     volumes: Volumes
 
 
@@ -79,26 +92,33 @@ class Held:
 
     pids: tuple[Pid, ...]
     cgroup: str
+    restore_ns: Nanoseconds
     warnings: tuple[str, ...]
 
 
-def _at_once(_held: Held) -> Origin | None:
-    return None
+class Gate(Protocol):
+    """Who decides whether what is restored goes on."""
+
+    def begin(self, operation: Operation) -> None:
+        """The restore begins."""
+
+    def held(self, held: Held) -> Origin:
+        """All is restored, and nothing of it has run: once this returns it goes on; if it raises, all is taken back."""
+
+    def let_go(self) -> None:
+        """It is filed, and still nothing of it has run: the last moment to say no, by raising."""
 
 
-def restore(
-    call: RestoreCall, ports: RestorePorts, decide: Callable[[Held], Origin | None] = _at_once
-) -> RestoreReport:
+def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) -> RestoreReport:
     """Bring a checkpoint back.
 
     Args:
         call: What the user asked for.
         ports: The outside things.
-        decide: Called when all is restored and nothing of it has run: once it returns, the workload goes on, and is
-            filed as one that came from there (None: from the checkpoint); if it raises, all is taken back.
+        gate: Who decides whether it goes on; None lets it.
 
     Raises:
-        Exception: what `decide` raised.
+        Exception: what the gate raised.
         ObjectMissing, ObjectCorrupt: the checkpoint is not there, or not whole.
         Untrusted: nobody whom this host trusts has signed it; nothing of it was read.
         WrongState: saved files are wanted, and the checkpoint has none.
@@ -113,10 +133,14 @@ def restore(
     checkpoint = ports.store.load(checkpoint_id).checkpoint
     check_records(checkpoint_id, checkpoint)
     policies = policies_for(call.ref, call.inodes, call.files, checkpoint)
-    changes = judge_files(call.ref, policies, checkpoint, ports.inspector)
+    changes = judge_files(
+        call.ref, policies, checkpoint, ports.inspector, made=frozenset(each.path for each in call.made)
+    )
     with Undo("the restore") as undo:
         operation = ports.operations.begin(f"restore of {checkpoint_id[:12]}")
         undo.always("end the operation", operation.end)
+        if gate is not None:
+            gate.begin(operation)
         operation.guard()
         job = call.job or checkpoint.job or JobName(checkpoint_id[:12])
         volumes = ports.volumes.bring(ref=call.ref, job=job, volumes=checkpoint.volumes, operation=operation)
@@ -147,12 +171,14 @@ def restore(
             new_pids=call.new_pids,
             trees=checkpoint.workload.trees,
             held=frozenset(inode.path for inode in checkpoint.inodes),
+            networks=checkpoint.networks,
+            pages_from=call.pages_from,
             operation=operation,
         )
         undo.on_failure("remove what was restored", session.abort)
         # Not before the session has refused a job that runs: its files would change under it.
         if policies.files is FilesPolicy.SAVED:
-            contents.write(call.ref, saved, checkpoint.saved_directories)
+            contents.write(call.ref, saved, checkpoint.saved_directories, absent=call.absent, made=call.made)
         newer = newer_files(changes, policies)
         if newer:
             ports.writer.accept_changed(_image_directories(checkpoint, operation), frozenset(newer))
@@ -169,13 +195,23 @@ def restore(
         session.hold()
         operation.note_phase("kept")
         warnings = (
-            *_clock_warnings(checkpoint, clock.realtime()),
+            *_clock_warnings(call, checkpoint, clock),
             *contents.warnings,
             *newer_warnings(newer),
             *session.problems,
         )
-        origin = decide(Held(pids=pids, cgroup=session.cgroup, warnings=warnings))
-        session.commit(origin or Origin(checkpoint=checkpoint_id))
+        told = len(session.problems)
+        if gate is None:
+            session.commit(Origin(checkpoint=checkpoint_id))
+        else:
+            held = Held(
+                pids=pids,
+                cgroup=session.cgroup,
+                restore_ns=Nanoseconds(clock.stopwatch() - began),
+                warnings=warnings,
+            )
+            origin = gate.held(held)
+            session.commit(origin, gate.let_go)
         files.settle()
         contents.settle()
         volumes.settle()
@@ -190,19 +226,25 @@ def restore(
         total_ns=Nanoseconds(clock.stopwatch() - began),
         file_changes=changes,
         inodes=outcomes,
-        warnings=warnings,
+        warnings=(*warnings, *session.problems[told:]),
     )
 
 
-def _clock_warnings(checkpoint: Checkpoint, now: Nanoseconds) -> tuple[str, ...]:
-    behind = realtime_went_back(checkpoint.clocks, now)
-    if not behind:
-        return ()
-    sentence = (
-        f"the wall clock is {behind / SECOND:.1f} s behind what the workload saw last; the time in the "
-        "checkpoint counts as none"
-    )
-    return (sentence,)
+def _clock_warnings(call: RestoreCall, checkpoint: Checkpoint, clock: Clock) -> Iterator[str]:
+    if behind := realtime_went_back(checkpoint.clocks, clock.realtime()):
+        yield (
+            f"the wall clock is {behind / SECOND:.1f} s behind what the workload saw last; the time in the "
+            "checkpoint counts as none"
+        )
+    if call.time is not TimePolicy.HOST:
+        return
+    now = clock.read()
+    trees = checkpoint.workload.trees
+    if behind := max(monotonic_goes_back(checkpoint.clocks, tree.time_offsets, now) for tree in trees):
+        yield (
+            f"with --time host CLOCK_MONOTONIC goes back by {behind / SECOND:.1f} s, as this host's is behind: what "
+            "waits for an instant of it waits so much longer"
+        )
 
 
 def _cgroup(call: RestoreCall, checkpoint: Checkpoint) -> str:
@@ -217,7 +259,9 @@ def _image_directories(checkpoint: Checkpoint, operation: Operation) -> tuple[st
     return tuple(f"{operation.staging}/{images.root}" for images in checkpoint.image_sets)
 
 
-def _fetch(checkpoint_id: CheckpointId, checkpoint: Checkpoint, operation: Operation, store: Store) -> None:
+def _fetch(
+    checkpoint_id: CheckpointId, checkpoint: Checkpoint, operation: Operation, store: CheckpointSource
+) -> None:
     """Bring every byte that the restore needs into the staging directory, verified."""
     for images in checkpoint.image_sets:
         directory = operation.directory(str(images.root))

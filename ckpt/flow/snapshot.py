@@ -36,6 +36,7 @@ from ckpt.model.checkpoint import (
     StoredFile,
     Volume,
 )
+from ckpt.model.network import Network
 from ckpt.model.target import Target
 from ckpt.model.workload import ExternalMount, OutsideFile, Tree
 from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
@@ -46,11 +47,15 @@ ATTEMPTS_MAX: Final = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """How it is to be taken: `force` tries also what the preflight rules say will fail."""
+    """How it is to be taken: `force` tries also what the preflight rules say will fail.
+
+    `lazy` leaves private anonymous memory in the tasks; the images do not have it.
+    """
 
     options: DumpOptions
     freeze_timeout: Nanoseconds
     force: bool
+    lazy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,7 @@ class Snapshot:
     _images: list[_TreeImages] = field(default_factory=list)
     _mounts: dict[Pid, tuple[ExternalMount, ...]] = field(default_factory=dict)
     _outside: tuple[OutsideFile, ...] = ()
+    _networks: tuple[Network, ...] = ()
     _volumes: tuple[tuple[Volume, str], ...] = ()
     _dump_ns: Nanoseconds = Nanoseconds(0)
 
@@ -131,8 +137,9 @@ class Snapshot:
             survey = self.ports.inspector.survey(self.target, self.wanted.options, force=self.wanted.force)
             self.warnings = survey.warnings
             self._outside = self.ports.dumper.outside_files(survey.trees)
+            self._networks = self.ports.dumper.networks(survey.trees)
             self._mounts = {tree.root: self.ports.dumper.external_mounts(tree) for tree in survey.trees}
-            started = [self.ports.dumper.start(self.operation, tree) for tree in survey.trees]
+            started = [self._start(tree) for tree in survey.trees]
             try:
                 self.ports.volumes.write_out(self.target)
                 self.freezer.prepare()
@@ -238,7 +245,11 @@ class Snapshot:
                 replace(volume, content=keeping.add_file(copy, volume.content.name))
                 for volume, copy in self._volumes
             ),
+            networks=self._networks,
         )
+
+    def _start(self, tree: Tree) -> TreeDump:
+        return self.ports.dumper.start(self.operation, tree, lazy=self.wanted.lazy)
 
     def _dump_trees(self, survey: Survey, started: list[TreeDump], hold: _Hold, *, patient: bool) -> None:
         first_root = survey.trees[0].root
@@ -254,7 +265,7 @@ class Snapshot:
         others = [tree for tree in self.view.trees if tree.root != first_root]
         for index, tree in enumerate(others, start=1):
             if index == len(started):
-                started.append(self.ports.dumper.start(self.operation, tree))
+                started.append(self._start(tree))
             self._dump_tree(tree.root, started[index], hold, self._still_frozen)
         if hold.held is None:
             self._still_frozen()

@@ -26,6 +26,7 @@ from ckpt.host import sparse_copy
 from ckpt.host.criu.imagefile import read_entries
 from ckpt.host.inspection import syscalls
 from ckpt.host.inspection.inspector import HostView
+from ckpt.host.inspection.records import HeldFile
 from ckpt.model.checkpoint import CarriedFile, StoredFile
 from ckpt.model.inodes import RoleKind
 from ckpt.units import ByteCount, Digest, Nanoseconds, Pid
@@ -49,6 +50,17 @@ def carry(images: str, staging: str, view: HostView) -> tuple[tuple[CarriedFile,
     return tuple(
         _copy(path, f"{staging}/carried-{tree}-{number}", temporary=temporary)
         for number, (path, temporary) in enumerate(paths)
+    )
+
+
+def is_shared_memory(held: HeldFile) -> bool:
+    """Whether it is shared memory with a name: that is carried along wherever a dump goes."""
+    first = held.first
+    return (
+        os.path.dirname(first.path) == _SHARED_MEMORY
+        and not first.deleted
+        and stat.S_ISREG(first.status.st_mode)
+        and any(role.kind in _HELD for role in held.roles)
     )
 
 
@@ -153,9 +165,9 @@ def _shared_memory(view: HostView, root: Pid) -> Iterator[str]:
     tree_of = {process.pid: tree.root for tree in view.trees for process in tree.processes}
     order = [tree.root for tree in view.trees]
     for held in view.files.values():
-        path, status = held.first.path, held.first.status
-        if os.path.dirname(path) != _SHARED_MEMORY or held.first.deleted or not stat.S_ISREG(status.st_mode):
+        if not is_shared_memory(held):
             continue
+        path = held.first.path
         holders = {tree_of[role.pid] for role in held.roles if role.kind in _HELD and role.pid in tree_of}
         if not holders or min(holders, key=order.index) != root:
             continue

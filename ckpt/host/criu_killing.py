@@ -11,12 +11,15 @@ Rules:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ckpt.host import cgroups
 from ckpt.host.criu import netlock
 from ckpt.host.freezer_control import control_of
+from ckpt.host.network.namespace import inode_of, namespace_of
 from ckpt.host.tcp_repair import end_tcp_repair
 
 
@@ -32,17 +35,33 @@ def kill_criu(kill: Callable[[], object], *, log: str, frozen: Sequence[str]) ->
         OsRefused: the network lock cannot be removed.
     """
     run_id = netlock.run_id_in(Path(log)) if log else ""
-    locked = bool(run_id) and netlock.table_of(run_id) in netlock.list_tables()
-    if not locked:
+    if not run_id:
         kill()
         return ()
-    for cgroup in frozen:
-        control = control_of(cgroup)
-        if control is not None:
-            control.hold()
-    kill()
-    for cgroup in frozen:
-        end_tcp_repair(cgroups.processes_below(cgroup))
     table = netlock.table_of(run_id)
-    removed = (f"removed the network lock {table}",) if netlock.remove_table(table) else ()
-    return ("mended its connections", *removed)
+    with ExitStack() as opened:
+        locked = [each for each in _namespaces(frozen, opened) if table in netlock.list_tables(each)]
+        if not locked:
+            kill()
+            return ()
+        for cgroup in frozen:
+            control = control_of(cgroup)
+            if control is not None:
+                control.hold()
+        kill()
+        for cgroup in frozen:
+            end_tcp_repair(cgroups.processes_below(cgroup))
+        removed = [netlock.remove_table(table, each) for each in locked]
+    return ("mended its connections", *((f"removed the network lock {table}",) if any(removed) else ()))
+
+
+def _namespaces(frozen: Sequence[str], opened: ExitStack) -> list[int | None]:
+    """Where CRIU's lock may be: here (None), or in a network namespace of the workload's own, as descriptors."""
+    found: dict[int, int | None] = {os.stat("/proc/self/ns/net").st_ino: None}
+    for pid in (pid for cgroup in frozen for pid in cgroups.processes_below(cgroup)):
+        with suppress(OSError):
+            if os.stat(f"/proc/{pid}/ns/net").st_ino not in found:
+                namespace = namespace_of(pid)
+                opened.callback(os.close, namespace)
+                found[inode_of(namespace)] = namespace
+    return list(found.values())

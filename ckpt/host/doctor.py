@@ -155,7 +155,8 @@ def how_found(path: Path, environment: Mapping[str, str]) -> str:
     """By which of its rules locate.find_criu() came to this path."""
     if environment.get("CKPT_CRIU"):
         return "named by $CKPT_CRIU"
-    return "installed by scripts/setup" if path == locate.PRIVATE else "found in PATH"
+    placed = {locate.BESIDE: "installed by ckpt host setup", locate.PRIVATE: "installed by scripts/setup"}
+    return placed.get(path, "found in PATH")
 
 
 def _features(path: Path) -> tuple[HostCheck, ...]:

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,12 @@ from ckpt.host.criu_killing import kill_criu
 from ckpt.host.inodes.fuse.living import launcher_for
 from ckpt.host.inspection.inspector import as_host_view
 from ckpt.host.kept_log import DUMP_LOG, keeping_log
+from ckpt.host.network import reading
 from ckpt.host.operations import JournaledOperation
 from ckpt.host.posix_timers import PosixEnds, ends_in
 from ckpt.model.checkpoint import AddressRun, CarriedFile, DumpOptions, DumpStatistics
 from ckpt.model.clocks import ClockTarget, PendingTimer
+from ckpt.model.network import Network
 from ckpt.model.workload import ExternalMount, OutsideFile, Tree
 from ckpt.units import MILLISECOND, Nanoseconds, Pid
 
@@ -56,12 +59,13 @@ class CriuDumper:
         self._criu = criu
         self._state = Path(state)
 
-    def start(self, operation: object, tree: Tree) -> CriuTreeDump:
+    def start(self, operation: object, tree: Tree, *, lazy: bool = False) -> CriuTreeDump:
         """Start CRIU, so that its start-up is paid before the freeze.
 
         Args:
             operation: One that JournaledOperations began (an `object`, as a port's adapter must take any).
             tree: The tree that it is meant for.
+            lazy: Leave private anonymous memory in the tasks; the images do not have it.
 
         Raises:
             OsRefused: CRIU could not be started.
@@ -75,9 +79,21 @@ class CriuDumper:
         elif not tree.owns("mnt"):
             launcher = launcher_for(tree.root, launcher)
         at_work = _AtWork(log=f"{operation.staging}/{tree.root}/dump.log")
-        with keeping_log(operation.kept(DUMP_LOG)):
-            worker = Worker.start(self._criu, launcher=at_work.launched_by(launcher))
-        return CriuTreeDump(worker, operation, tree, at_work)
+        # The pages are served by ourselves, out of the tasks, as long as CRIU waits in its post-dump hook: then it
+        # finds that nobody asks any more.
+        unserved = [_end_without_peer()] if lazy else []
+        try:
+            with keeping_log(operation.kept(DUMP_LOG)):
+                worker = Worker.start(
+                    self._criu, launcher=at_work.launched_by(launcher), kept_fds=tuple(unserved)
+                )
+        finally:
+            for fd in unserved:
+                os.close(fd)
+        lazy_socket = unserved[0] if lazy else None
+        return CriuTreeDump(
+            worker, operation, tree, at_work, reading.networks_of((tree,)), lazy_socket=lazy_socket
+        )
 
     def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:
         """The mounts of a tree with its own mount namespace that are taken from the host at restore."""
@@ -86,6 +102,14 @@ class CriuDumper:
     def outside_files(self, trees: tuple[Tree, ...]) -> tuple[OutsideFile, ...]:
         """Pipes and terminals that the workload shares with processes outside."""
         return outside.outside_files([process.pid for tree in trees for process in tree.processes])
+
+    def networks(self, trees: tuple[Tree, ...]) -> tuple[Network, ...]:
+        """The networks of jobs' own that the trees live in; of any other CRIU takes care.
+
+        Raises:
+            CommandFailed, FeatureMissing: ip does not tell.
+        """
+        return reading.networks_of(trees)
 
     def carry(self, images: str, staging: str, view: object) -> tuple[tuple[CarriedFile, str], ...]:
         """Copy what CRIU will not keep into `staging`, in the `stopped` call."""
@@ -171,8 +195,19 @@ class _CriuAtWork:
 class CriuTreeDump:
     """CRIU's process for one tree, already started. Fits the port `TreeDump`."""
 
-    def __init__(self, worker: Worker, operation: JournaledOperation, tree: Tree, at_work: _AtWork) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        operation: JournaledOperation,
+        tree: Tree,
+        at_work: _AtWork,
+        networks: tuple[Network, ...],
+        *,
+        lazy_socket: int | None,
+    ) -> None:
         self._worker = worker
+        self._lazy_socket = lazy_socket
+        self._networks = networks
         self._operation = operation
         self._tree = tree
         self._at_work = at_work
@@ -209,7 +244,10 @@ class CriuTreeDump:
             external_unix=options.external_unix,
             shell_job=options.shell_job,
             ghost_limit_bytes=options.ghost_limit_bytes,
-            externals=mounts.dump_externals(external_mounts) + outside.dump_externals(outside_files),
+            lazy_socket=self._lazy_socket,
+            externals=mounts.dump_externals(external_mounts)
+            + outside.dump_externals(outside_files)
+            + reading.dump_externals(self._networks),
         )
         hooks = {"pre-dump": _calling(before), "post-dump": _calling(stopped)}
         # A full file system has no place for a log, and needs none.
@@ -252,6 +290,12 @@ class CriuTreeDump:
 def _ends(view: object) -> PosixEnds:
     seen = as_host_view(view)
     return ends_in(seen.timer_list, seen.clocks.monotonic_ns)
+
+
+def _end_without_peer() -> int:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return ours.detach()
 
 
 def _available(directory: str) -> int:

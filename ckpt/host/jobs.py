@@ -18,6 +18,7 @@ import re
 import select
 import shutil
 import time
+from collections.abc import Collection
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -27,6 +28,7 @@ from ckpt.errors import BadName, NoSuchTarget, ObjectCorrupt, OsRefused, WrongSt
 from ckpt.host import cgroups, linux
 from ckpt.host.launch import Exit, open_pidfd
 from ckpt.host.locks import exclusive
+from ckpt.host.migrations import Migrations
 from ckpt.host.process_table import ProcessRef, boot_id, is_alive, process_ref
 from ckpt.model.origin import Origin
 from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid
@@ -101,6 +103,16 @@ class JobView:
     def is_alive(self) -> bool:
         """Whether it has processes, frozen or not."""
         return self.state in (JobState.RUNNING, JobState.FROZEN)
+
+
+def remove_cgroups(record: JobRecord) -> None:
+    """Remove the cgroup of a job that has ended, if it was made for the job; one in use stays.
+
+    One that the user named at the restore is the user's.
+    """
+    if record.cgroup.endswith(f"/{cgroup_name(record.name)}"):
+        with suppress(OSError):
+            cgroups.remove(record.cgroup)
 
 
 def state_directory() -> str:
@@ -242,6 +254,15 @@ class JobRegistry:
                 views.append(self.look(name))
         return tuple(views)
 
+    def with_root(self, pids: Collection[Pid]) -> JobName | None:
+        """The job that runs and whose root process is one of these; None if there is none."""
+        for name in self.names():
+            with suppress(NoSuchTarget, ObjectCorrupt):
+                record = self.load(name)
+                if record.root.pid in pids and _runs(record):
+                    return name
+        return None
+
     def cgroup_of(self, job: JobName) -> str | None:
         """The absolute path of the job's cgroup; None if there is no such job."""
         with suppress(NoSuchTarget):
@@ -309,8 +330,23 @@ class JobRegistry:
         self.save(replace(self.load(job), stopped_by=checkpoint))
 
     def mark_migrated(self, job: JobName, host: str) -> None:
-        """The job was ended by ckpt, and lives on, on that host."""
-        self.save(replace(self.load(job), migrated_to=host))
+        """The job was ended by ckpt, and lives on, on that host; its cgroup here is removed."""
+        record = self.load(job)
+        self.save(replace(record, migrated_to=host))
+        remove_cgroups(record)
+
+    def moved_to(self, job: JobName) -> str:
+        """The host that the job was handed over to, or is just being; "" if it was not, or runs here again."""
+        record = self.find(job)
+        if record is None or _runs(record):
+            return ""
+        committed = (
+            each.host
+            for each in Migrations(self.state).sources()
+            # Its record goes only when the job's own says it.
+            if each.job == job and each.state.has_committed
+        )
+        return next(committed, "") or record.migrated_to
 
     def remove(self, job: JobName) -> None:
         """Forget a job that does not run, with its logs.
@@ -338,6 +374,7 @@ class JobRegistry:
 
         Raises:
             NoSuchTarget: there is no such job.
+            WrongState: it was moved to another host.
             OsRefused: it ended, and nobody saw how (its shim was killed, or the host went down).
         """
         record = self.load(job)
@@ -355,6 +392,14 @@ class JobRegistry:
             while True:
                 # Looked at after the watch began, so that no end falls between the two.
                 ended = self._exit(record)
+                if (ended is not None or not living) and (host := self.moved_to(job)):
+                    raise WrongState(
+                        subject=f"Job {job}",
+                        state=f"moved to {host}",
+                        operation="waiting for it",
+                        needed="here",
+                        remedy=f"Wait for it there: 'ckpt wait {job}'.",
+                    )
                 if ended is not None or (deadline is not None and time.monotonic() >= deadline):
                     return ended
                 if not living:

@@ -112,6 +112,32 @@ class NetworkLocked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkDetached:
+    """The network of its own of a workload, with this process in it, is not joined to `parent` (network/detaching.py).
+
+    `network` is its kind; `link` the interface on the host's side of a bridge, or inside with a macvlan. Not
+    `committed` it is that of a restore, and goes with it; else it is joined again.
+    """
+
+    pid: Pid
+    start_ticks: int
+    network: str
+    parent: str
+    link: str
+    committed: bool = True
+
+    @property
+    def subject(self) -> str:
+        """What tells this step from others of its kind."""
+        return f"{self.pid}/{self.link}"
+
+    @property
+    def process(self) -> ProcessRef:
+        """The process, so that it cannot be mistaken for another."""
+        return ProcessRef(pid=self.pid, start_ticks=self.start_ticks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
     """Processes were moved into a cgroup of ours; `home` takes those whose origin nobody knows."""
 
@@ -204,6 +230,7 @@ Step = (
     | FilesystemFrozen
     | Frozen
     | NetworkLocked
+    | NetworkDetached
     | Gathered
     | Restoring
     | FilesTouched
@@ -216,6 +243,8 @@ UNDO_ORDER: Final[tuple[type[Step], ...]] = (
     CriuStarted,
     Killing,
     FilesystemFrozen,
+    # Before the thaw: the workload goes on with its network.
+    NetworkDetached,
     Frozen,
     NetworkLocked,
     Gathered,
@@ -236,13 +265,17 @@ class EntryDamaged(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One operation: who does it, since which boot, how far it is, and what must be undone."""
+    """One operation: who does it, since which boot, how far it is, and what must be undone.
+
+    `record` is the file of a migration whose state decides what is undone (recovery.py); "" for none.
+    """
 
     what: str
     controller: ProcessRef
     boot_id: str
     phase: str = ""
     steps: tuple[Step, ...] = ()
+    record: str = ""
 
     def with_step(self, step: Step) -> Entry:
         """The entry with one more step, in place of the one with the same kind and subject."""
@@ -251,6 +284,17 @@ class Entry:
     def without_step(self, step: Step) -> Entry:
         """The entry without the step of this kind and subject."""
         return dataclasses.replace(self, steps=self._others(step))
+
+    def with_restore_committed(self) -> Entry:
+        """The entry of a restore that has succeeded: nothing of it is taken back any more."""
+        steps = tuple(
+            dataclasses.replace(step, committed=True)
+            if isinstance(step, (FilesTouched, VolumesChanging, NetworkDetached))
+            else step
+            for step in self.steps
+            if not isinstance(step, (Restoring, SetAside, Directory))
+        )
+        return dataclasses.replace(self, steps=steps)
 
     def _others(self, step: Step) -> tuple[Step, ...]:
         return tuple(each for each in self.steps if (type(each), each.subject) != (type(step), step.subject))
@@ -264,6 +308,7 @@ class Entry:
             "boot_id": self.boot_id,
             "phase": self.phase,
             "steps": [{"kind": type(step).__name__} | dataclasses.asdict(step) for step in self.steps],
+            "record": self.record,
         }
         return json.dumps(document).encode()
 
@@ -284,6 +329,7 @@ class Entry:
                 boot_id=str(document["boot_id"]),
                 phase=str(document["phase"]),
                 steps=tuple(_step(each) for each in document["steps"]),
+                record=str(document.get("record", "")),
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EntryDamaged from error

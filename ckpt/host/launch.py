@@ -93,6 +93,7 @@ class JobSpec:
     `shim_cgroup_procs`: the same for the shim; empty leaves it in this process's cgroups.
     `exit_path`: the file that will say how the job ended, in a directory that exists; the shim's own
     complaints go to shim.log beside it. `hidden_mounts`: mounts that the job does not see, the newest first.
+    `network` is a descriptor of the network namespace that it lives in; -1 for the host's.
     """
 
     name: str
@@ -107,6 +108,7 @@ class JobSpec:
     stdout: Stdio = Stdio(path=os.devnull, flags=os.O_RDWR)
     stderr: Stdio = Stdio(path=os.devnull, flags=os.O_RDWR)
     hidden_mounts: tuple[str, ...] = ()
+    network: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -408,6 +410,7 @@ def _blank(
         "environment": {},
         "stdio": [],
         "hidden_mounts": [],
+        "network": -1,
     }
 
 
@@ -423,6 +426,7 @@ def _configuration(spec: JobSpec) -> shim.Configuration:
         for stdio in (spec.stdin, spec.stdout, spec.stderr)
     ]
     configuration["hidden_mounts"] = list(spec.hidden_mounts)
+    configuration["network"] = spec.network
     return configuration
 
 
@@ -436,6 +440,7 @@ class _Shim:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = ours
         passed = [theirs.fileno(), *(stdio["fd"] for stdio in configuration["stdio"] if stdio["fd"] >= 0)]
+        passed += [configuration["network"]] if configuration["network"] >= 0 else []
         config = os.memfd_create("ckpt-shim-configuration")
         log = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         try:

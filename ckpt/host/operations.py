@@ -76,6 +76,15 @@ class JournaledOperation:
         """The path of a file that outlives the operation, in the state directory; "" gives that directory."""
         return os.path.join(os.path.dirname(os.path.dirname(self._directory)), name).rstrip("/")
 
+    def decided_by(self, record: str) -> None:
+        """Let a crash undo what the migration whose record is at this path has not decided otherwise.
+
+        Raises:
+            NoSpace: the state directory is full.
+        """
+        with self._lock:
+            self._write(dataclasses.replace(self._entry, record=record), sync=True)
+
     def guard(self) -> None:
         """Start the guardian: if this process dies before end(), it undoes what was noted, at once.
 
@@ -183,16 +192,11 @@ class JournaledOperation:
             frozen: The cgroup in which it stands still yet, and is to go on also if this process dies; see
                 forget_frozen().
         """
-        held = () if frozen is None else (journal.Frozen(cgroup=frozen, held_before=False),)
         with self._lock, contextlib.suppress(NoSpace, OsRefused):
-            steps = held + tuple(
-                dataclasses.replace(step, committed=True)
-                if isinstance(step, (journal.FilesTouched, journal.VolumesChanging))
-                else step
-                for step in self._entry.steps
-                if not isinstance(step, (journal.Restoring, journal.SetAside, journal.Directory))
-            )
-            self._write(dataclasses.replace(self._entry, steps=steps), sync=False)
+            entry = self._entry.with_restore_committed()
+            if frozen is not None:
+                entry = entry.with_step(journal.Frozen(cgroup=frozen, held_before=False))
+            self._write(entry, sync=False)
 
     def forget_frozen(self, cgroup: str) -> None:
         """That cgroup is thawed."""

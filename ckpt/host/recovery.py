@@ -3,6 +3,8 @@
 Rules:
 - First what makes the workload run, then what tidies up: the order is journal.UNDO_ORDER.
 - An operation whose controller lives is never touched.
+- What a migration has decided is not undone: its source's workload is killed once that has committed, and its
+  target's goes on once that has written RUNNING (model/migration.py).
 - After a reboot nothing is frozen and nothing runs any more: only files and directories are left to mend.
 - Everything is repeatable; a step that fails is reported, the others are undone, and the entry stays with
   what is left, for the next try.
@@ -31,7 +33,9 @@ from ckpt.host.criu_killing import kill_criu
 from ckpt.host.freezer import restore_freeze
 from ckpt.host.freezer_control import control_of
 from ckpt.host.gathering import CGROUP_PREFIX, is_transient, put_back
+from ckpt.host.migration_records import SOURCE_NAME, TARGET_NAME, state_in
 from ckpt.host.process_table import ProcessRef, boot_id, is_alive
+from ckpt.model.migration import SourceState, TargetState
 from ckpt.units import Pid
 
 CRIU_GRACE_S: Final = 0.3
@@ -109,8 +113,11 @@ def undo_operation(directory: str) -> tuple[RecoveryAction, ...]:
 def _undo_steps(entry: journal.Entry) -> tuple[list[RecoveryAction], list[journal.Step]]:
     """Undo the steps; gives what was done, and the steps that could not be undone."""
     rebooted = entry.boot_id != boot_id()
+    try:
+        entry, actions = _as_decided(entry, rebooted=rebooted)
+    except CkptError as error:
+        return [_failed(entry.record, "read what was decided", error.message)], list(entry.steps)
     frozen = [step.cgroup for step in entry.steps if isinstance(step, journal.Frozen)]
-    actions: list[RecoveryAction] = []
     left: list[journal.Step] = []
     for step in sorted(entry.steps, key=lambda step: journal.UNDO_ORDER.index(type(step))):
         if rebooted and not isinstance(step, _ON_DISK):
@@ -120,6 +127,28 @@ def _undo_steps(entry: journal.Entry) -> tuple[list[RecoveryAction], list[journa
         if any(action.problem for action in done):
             left.append(step)
     return actions, left
+
+
+def _as_decided(entry: journal.Entry, *, rebooted: bool) -> tuple[journal.Entry, list[RecoveryAction]]:
+    """The entry with what its migration has left to undo; what had to be done at once."""
+    state = state_in(entry.record) if entry.record else ""
+    kind = os.path.basename(entry.record)
+    if kind == SOURCE_NAME and state in (SourceState.COMMITTED, SourceState.FINISHED) and not rebooted:
+        frozen = [each.cgroup for each in entry.steps if isinstance(each, journal.Frozen)]
+        done: list[RecoveryAction] = []
+        for cgroup in frozen:
+            # What cannot be killed must stay to be killed, and frozen, also when the record is gone.
+            entry = entry.with_step(journal.Frozen(cgroup=cgroup, held_before=True))
+            entry = entry.with_step(journal.Killing(cgroup=cgroup))
+            # Before CRIU ends, which would let its tasks go, if only into a frozen cgroup. It is told at the second try.
+            done += _undo_step(journal.Killing(cgroup=cgroup))
+        return entry, [action for action in done if not action.problem]
+    if kind == TARGET_NAME and state == TargetState.RUNNING:
+        held = [each.cgroup for each in entry.steps if isinstance(each, journal.Restoring)]
+        entry = entry.with_restore_committed()
+        for cgroup in held:
+            entry = entry.with_step(journal.Frozen(cgroup=cgroup, held_before=False))
+    return entry, []
 
 
 def _undo_step(step: journal.Step, frozen: Sequence[str] = ()) -> list[RecoveryAction]:
@@ -170,6 +199,12 @@ def _thaw(step: journal.Frozen, _frozen: Sequence[str]) -> str:
 def _unlock_network(step: journal.NetworkLocked, _frozen: Sequence[str]) -> str:
     table = netlock.table_of(step.run_id)
     return f"removed the network lock {table}" if netlock.remove_table(table) else ""
+
+
+def _attach_network(step: journal.NetworkDetached, _frozen: Sequence[str]) -> str:
+    from ckpt.host.network import detaching  # noqa: PLC0415 - few jobs have such a network
+
+    return detaching.attach(step) if step.committed else detaching.remove(step)
 
 
 def _put_back(step: journal.Gathered, _frozen: Sequence[str]) -> str:
@@ -247,6 +282,7 @@ _UNDO: Final[dict[type[journal.Step], Callable[[Any, Sequence[str]], str]]] = {
     journal.FilesystemFrozen: _thaw_filesystem,
     journal.Frozen: _thaw,
     journal.NetworkLocked: _unlock_network,
+    journal.NetworkDetached: _attach_network,
     journal.Gathered: _put_back,
     journal.Restoring: _abandon_restore,
     journal.FilesTouched: _take_back_files,

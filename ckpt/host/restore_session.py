@@ -16,13 +16,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from ckpt.errors import HostMismatch, OsRefused, RestoreFailed, WrongState
+from ckpt.errors import FeatureMissing, HostMismatch, OsRefused, RestoreFailed, WrongState
 from ckpt.host import cgroup_settings, cgroups, mounts, pace, ptrace, resuming, signalling_timers, timerfds
 from ckpt.host.criu import engine
 from ckpt.host.criu.death_signals import clear_death_signal
@@ -39,15 +39,19 @@ from ckpt.host.inodes.ladder import METHODS, allowed_methods
 from ckpt.host.jobs import JobRecord, JobRegistry, cgroup_name
 from ckpt.host.kept_log import RESTORE_LOG, keeping_log
 from ckpt.host.launch import RestoreHost
+from ckpt.host.lazy.announcing import Announcer
+from ckpt.host.network.restoring import RestoredNetworks
 from ckpt.host.operations import JournaledOperation
 from ckpt.host.process_table import all_processes, descendants, stat_of
 from ckpt.host.setting_again import set_again
+from ckpt.host.signals import uninterrupted
 from ckpt.host.timens import TimeNamespace
 from ckpt.host.virtual import covering
 from ckpt.host.virtual.carrying import carries_stub
 from ckpt.model.checkpoint import DumpOptions
 from ckpt.model.clocks import PendingTimer, PendingWait, Resumption, TimeOffsets
 from ckpt.model.inodes import InodeMethod, InodeOutcome, InodeRecord
+from ckpt.model.network import Network
 from ckpt.model.origin import Origin
 from ckpt.model.settings import ProcessSettings
 from ckpt.model.workload import CgroupRecord, ExternalMount, OutsideFile, Tree
@@ -66,7 +70,8 @@ _FREEZE_TIMEOUT: Final = Nanoseconds(10 * SECOND)
 class Place:
     """Where a workload is restored to; `cgroup` "" means one of our own that is named after the job.
 
-    `held` are the paths of the files that it holds: a mount that has one of them may not be missing.
+    `held` are the paths of the files that it holds: a mount that has one of them may not be missing. `pages_from` is the
+    socket of who brings memory that is not there when it goes on; "" for nobody.
     """
 
     job: JobName
@@ -75,6 +80,8 @@ class Place:
     new_pids: bool
     trees: tuple[Tree, ...]
     held: frozenset[str]
+    networks: tuple[Network, ...]
+    pages_from: str = ""
 
 
 class CriuRestoreSession:
@@ -98,6 +105,7 @@ class CriuRestoreSession:
         self._timed: set[Pid] = set()
         self._layer: covering.Layer | None = None
         self._view: FileView | None = None
+        self._pages: Announcer | None = None
         self._namespaces: dict[TimeOffsets | None, TimeNamespace] = {}
         self._records: tuple[CgroupRecord, ...] = ()
         self._made: list[str] = []
@@ -155,12 +163,14 @@ class CriuRestoreSession:
         pids = {process.pid for process in tree.processes}
         replaced = [file for file in outside_files if file.pid in pids]
         substitutes = [self._host.substitute(file, log=self._log) for file in replaced]
+        networks = self._networks.of(tree)
         request = RestoreRequest(
             images=Path(images),
             root=Path(private_root) if private_root else None,
             externals=mounts.restore_externals(external_mounts) if private_root else (),
-            inherit_fds=tuple(
-                InheritFd(key=file.key, fd=fd) for file, fd in zip(replaced, substitutes, strict=True)
+            inherit_fds=(
+                *(InheritFd(key=file.key, fd=fd) for file, fd in zip(replaced, substitutes, strict=True)),
+                *(InheritFd(key=key, fd=fd) for key, fd in networks.items()),
             ),
             # "self" is the restored root, which has inherited the descriptor from CRIU, and joins after CRIU
             # has given it a time namespace of its own (criu/cr-restore.c, restore_task_with_children).
@@ -169,13 +179,21 @@ class CriuRestoreSession:
             file_locks=options.file_locks,
             external_unix=options.external_unix,
             shell_job=options.shell_job,
+            lazy=self._pages is not None,
         )
+        if self._pages is not None:
+            self._pages.tree(tree.root, images)
         try:
             with keeping_log(self._operation.kept(RESTORE_LOG)):
                 worker = Worker.start(
                     self._criu,
                     launcher=self._launcher(private_root),
-                    kept_fds=(namespace.fd, *substitutes, *([self._view.descriptor] if self._view else ())),
+                    kept_fds=(
+                        namespace.fd,
+                        *substitutes,
+                        *networks.values(),
+                        *([self._view.descriptor] if self._view else ()),
+                    ),
                 )
             self._undo.callback(self._close, worker)
             self._workers.append(worker)
@@ -191,6 +209,7 @@ class CriuRestoreSession:
         cgroups.add_process(_own_cgroup(self._cgroup), worker.pid)
         pace.note_pace(self._operation, pace.size_of(images), Nanoseconds(time.monotonic_ns() - began))
         root = self._host_pid(held.pid)
+        self._networks.note(tree, root, self._operation)
         self._roots.append(root)
         self._trees.append(tree)
         self._move_down(tree, root)
@@ -245,46 +264,61 @@ class CriuRestoreSession:
         if self._tracees and control is not None:
             control.hold()
 
-    def commit(self, origin: Origin) -> None:
+    def commit(self, origin: Origin, let_go: Callable[[], None] | None = None) -> None:
         """Let all trees go on, and file the workload as a job that came from there.
 
         Where the cgroup can be frozen it is filed before the first step: a crash then lets it go on, and one before
         that takes it away, without any of it having run.
 
+        Args:
+            origin: Where it came from.
+            let_go: Called between the two, where nothing of it has run and the workload can be let go by anybody.
+
         Raises:
+            FeatureMissing: `let_go` is given, and the cgroup cannot be frozen.
             RestoreFailed: a tree could not go on; call abort(), which takes the others back.
         """
         control = control_of(self._cgroup)
+        tasks = sum(len(tree.processes) for tree in self._trees)
         if self._tracees:
             assert control is not None  # keep() found it
             if self._layer is not None:
                 self._layer.keep(self._host.shim)
-            self.hold()
-            self._file(origin, control)
-            self._await_instant()
-            control.thaw()
-            self._detach_all()
-        elif control is not None and (ptrace.supported() or not self._timed):
+            resuming.await_instant(Nanoseconds(self._goes_on_at - _FILE_NS))
+            self._leave_frozen(control)
+            with uninterrupted():
+                self._file(origin, control, let_go)
+                with self._living_on(control):
+                    self._await_instant()
+                    self._thaw(control)
+        elif control is not None and (ptrace.supported() or not self._timed or let_go is not None):
             # CRIU takes some milliseconds to let go of the tasks, and filing waits for the disk: a thaw takes none.
-            tasks = sum(len(tree.processes) for tree in self._trees)
             before = _LET_GO_NS + _FILE_NS + tasks * _LET_GO_TASK_NS
             resuming.await_instant(Nanoseconds(self._goes_on_at - before))
             self._stop_all(control)
-            self._file(origin, control)
-            self._await_instant()
-            self._thaw(control)
+            with uninterrupted():
+                self._file(origin, control, let_go)
+                with self._living_on(control):
+                    self._await_instant()
+                    self._thaw(control)
         else:
+            if let_go is not None:
+                raise FeatureMissing(
+                    feature=f"a freezer in {self._cgroup}", remedy="Name another cgroup, one of version 2."
+                )
             self._await_instant()
             for held in self._held:
                 with keeping_log(self._operation.kept(RESTORE_LOG)):
                     held.finish()
-            self._file(origin, None)
+            self._file(origin, None, None)
         self._operation.forget_frozen(self._cgroup)
         self._made.clear()
         self._undo.close()
 
-    def _file(self, origin: Origin, control: Control | None) -> None:
+    def _file(self, origin: Origin, control: Control | None, let_go: Callable[[], None] | None) -> None:
         """File the job; from here on it lives, whatever happens to this process: `control` is thawed then."""
+        if self._pages is not None:
+            self._pages.runs(self._cgroup)
         # The shim reaps them, and tells only as long as it has us to tell it to.
         for worker in self._workers:
             self._close(worker)
@@ -300,9 +334,26 @@ class CriuRestoreSession:
             log=self._log,
         )
         self._operation.note_phase("filed")
-        self._operation.commit_restore(frozen=None if control is None else self._cgroup)
+        if let_go is not None:
+            let_go()
         self._filed = True
+        self._operation.commit_restore(frozen=None if control is None else self._cgroup)
+        # Not before: what is killed with a joined network resets its connections.
+        self.problems += self._networks.join(self._operation, lambda: self._tasks().values())
         self._operation.note_phase("let-go")
+
+    @contextmanager
+    def _living_on(self, control: Control) -> Iterator[None]:
+        """What fails in the context is a problem, and no reason to take away what is filed."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, the workload lives
+            self.problems += (f"it goes on, but not as it should: {error}",)
+            control.thaw()
+            for tracee in self._tracees:
+                with suppress(OSError):
+                    tracee.detach()
+            self._tracees.clear()
 
     def _unfile(self, former: JobRecord | None) -> None:
         """What the job was before it was filed, where that came to nothing."""
@@ -352,12 +403,31 @@ class CriuRestoreSession:
             with keeping_log(self._operation.kept(RESTORE_LOG)):
                 held.finish()
 
-    def _kill_all(self, control: Control) -> None:
-        if not self._filed:
-            control.kill()
+    def _leave_frozen(self, control: Control) -> None:
+        """Trace the tasks no more, and let the freezer alone hold them: what is traced dies with its tracer.
+
+        Raises:
+            FreezeTimeout: a task does not come to stand still.
+        """
+        control.hold()
         for tracee in self._tracees:
             tracee.detach()
         self._tracees.clear()
+        control.freeze(_FREEZE_TIMEOUT)
+
+    def _kill_all(self, control: Control) -> None:
+        if not self._filed:
+            control.hold()
+        # Before they are killed: who is traced is not gone until its tracer has taken note of its death, and the init
+        # of a PID namespace not before all in it are.
+        for tracee in self._tracees:
+            with suppress(OSError):
+                tracee.detach()
+        self._tracees.clear()
+        if self._filed:
+            control.thaw()
+        else:
+            control.kill()
 
     def _tasks(self) -> dict[Pid, Pid]:
         """The processes of the restored trees: from the pid of the dump to the one on this host."""
@@ -376,12 +446,17 @@ class CriuRestoreSession:
 
     def _prepare(self) -> None:
         place = self._place
+        if place.pages_from:
+            self._pages = Announcer(place.pages_from)
+            self._undo.callback(self._pages.close)
         self._undo.enter_context(self._jobs.lock(place.job))
         self._jobs.refuse_running(place.job)
         self._forget_new_job()
         directory = self._jobs.prepare(place.job)
         self._log = f"{directory}/log"
         self._undo.callback(self._close_namespaces)
+        self._networks = RestoredNetworks.make(place.networks, self._jobs.state, place.job)
+        self._undo.callback(self._networks.close)
         self._directories = self._make_cgroups()
         # What has a PID namespace of its own gets a new one in any case.
         new_pids = place.new_pids and not any(tree.owns("pid") for tree in place.trees)

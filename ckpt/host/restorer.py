@@ -18,6 +18,7 @@ from ckpt.host.pace import read_pace
 from ckpt.host.process_table import stat_of, thread_group_of
 from ckpt.host.restore_session import CriuRestoreSession, Place
 from ckpt.model.checkpoint import CarriedFile
+from ckpt.model.network import Network
 from ckpt.model.workload import CgroupRecord, Tree
 from ckpt.units import SECOND, ByteCount, JobName, Nanoseconds, Pid
 
@@ -63,6 +64,8 @@ class CriuRestorer:
         new_pids: bool,
         trees: tuple[Tree, ...],
         held: frozenset[str],
+        networks: tuple[Network, ...],
+        pages_from: str = "",
         operation: object,
     ) -> CriuRestoreSession:
         """Prepare the cgroups and the process that will be the parent of what is restored.
@@ -74,14 +77,26 @@ class CriuRestorer:
             new_pids: Give the trees a PID namespace of their own.
             trees: All that will be restored.
             held: The paths of the files that they hold.
+            networks: Those of their own.
+            pages_from: The socket of who brings the pages that the images lack, or that may come later; "" for nobody.
             operation: One that JournaledOperations began (an `object`, as a port's adapter must take any).
 
         Raises:
             WrongState: the job runs, or the cgroup holds processes or is frozen.
+            FeatureMissing, CommandFailed: a network cannot be made here.
         """
         if not isinstance(operation, JournaledOperation):
             raise TypeError(operation)
-        place = Place(job=job, cgroup=cgroup, records=cgroups, new_pids=new_pids, trees=trees, held=held)
+        place = Place(
+            job=job,
+            cgroup=cgroup,
+            records=cgroups,
+            new_pids=new_pids,
+            trees=trees,
+            held=held,
+            networks=networks,
+            pages_from=pages_from,
+        )
         return CriuRestoreSession(self._criu, self._jobs, operation, place)
 
     def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> carried.PutBack:

@@ -25,12 +25,13 @@ from typing import Final
 from ckpt.errors import NoSpace, OsRefused
 from ckpt.host import sparse_copy
 from ckpt.host.inodes import calls
+from ckpt.host.inodes.attributes import attributes_of
 from ckpt.host.inodes.ledger import TEMPORARY_PREFIX
 from ckpt.host.inspection import syscalls
 from ckpt.host.mounts import mounts_of
 from ckpt.host.operations import JournaledOperation
 from ckpt.host.saved_files_found import Found, FoundFile, check_paths, find_files, name_some
-from ckpt.model.checkpoint import SavedFile, StoredFile
+from ckpt.model.checkpoint import ExtendedAttribute, SavedFile, StoredFile
 from ckpt.units import ByteCount, Digest, Nanoseconds
 
 _NOT_STORED_YET: Final = Digest("00" * 32)
@@ -172,10 +173,13 @@ class FileSelection:
                 copy = f"{self._places.get(status.st_dev, self._operation.staging)}/{name}"
                 sparse_copy.copy_frozen(source, status.st_size, copy)
                 taken.copy_of[key] = copy
+            attributes = attributes_of(source)
         finally:
             os.close(source)
-        taken.seen.append(FoundFile(path=file.path, status=status))
-        taken.copies.append((_saved(file.path, status, taken.copy_of[key]), taken.copy_of[key]))
+        copy, seen = taken.copy_of[key], FoundFile(path=file.path, status=status)
+        taken.seen.append(seen)
+        saved = saved_file(seen, os.path.basename(copy), attributes, size=status.st_size)
+        taken.copies.append((saved, copy))
 
     def _refused(self, file: FoundFile, error: OSError) -> NoSpace | OsRefused:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -190,6 +194,32 @@ class FileSelection:
             needed_bytes=needed,
             option="CKPT_STATE on the file system of the files, where that can clone files (XFS, Btrfs)",
         )
+
+
+def saved_file(
+    file: FoundFile,
+    name: str,
+    attributes: tuple[ExtendedAttribute, ...],
+    *,
+    size: int,
+    root: Digest = _NOT_STORED_YET,
+) -> SavedFile:
+    """What a checkpoint says of a file with these attributes, whose content has this name, size and root."""
+    status = file.status
+    return SavedFile(
+        path=file.path,
+        mode=status.st_mode,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mtime_ns=Nanoseconds(status.st_mtime_ns),
+        content=StoredFile(name=name, size_bytes=ByteCount(size), mode=status.st_mode & 0o7777, root=root),
+        attributes=attributes,
+    )
+
+
+def version_of(status: os.stat_result) -> tuple[int, ...]:
+    """What changes if the file does, or another one takes its place."""
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass(slots=True)
@@ -215,28 +245,8 @@ class _Taken:
 
 def _is_as_it_was(file: FoundFile) -> bool:
     with suppress(OSError):
-        return _version(os.stat(file.path, follow_symlinks=False)) == _version(file.status)
+        return version_of(os.stat(file.path, follow_symlinks=False)) == version_of(file.status)
     return False
-
-
-def _version(status: os.stat_result) -> tuple[int, ...]:
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _saved(path: str, status: os.stat_result, copy: str) -> SavedFile:
-    return SavedFile(
-        path=path,
-        mode=status.st_mode,
-        uid=status.st_uid,
-        gid=status.st_gid,
-        mtime_ns=Nanoseconds(status.st_mtime_ns),
-        content=StoredFile(
-            name=os.path.basename(copy),
-            size_bytes=ByteCount(status.st_size),
-            mode=status.st_mode & 0o7777,
-            root=_NOT_STORED_YET,
-        ),
-    )
 
 
 def _by_device(found: Found) -> dict[int, list[FoundFile]]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from ckpt.errors import OsRefused
 from ckpt.host.inodes.ledger import TEMPORARY_PREFIX
+from ckpt.host.inspection import syscalls
 
 
 def newer_files(directory: str, saved: Collection[str]) -> list[str]:
@@ -23,11 +24,12 @@ def newer_files(directory: str, saved: Collection[str]) -> list[str]:
     Raises:
         OSError: it cannot be read.
     """
-    device = os.stat(directory, follow_symlinks=False).st_dev
+    # Not by the device: an overlay's files have others than its directories.
+    mount = syscalls.statx(directory).mount_id
     return [
         path
         for path, status in _below(directory)
-        if stat.S_ISREG(status.st_mode) and status.st_dev == device and path not in saved
+        if stat.S_ISREG(status.st_mode) and path not in saved and syscalls.statx(path).mount_id == mount
     ]
 
 

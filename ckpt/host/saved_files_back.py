@@ -29,6 +29,7 @@ from ckpt.host.saved_files_aside import move_aside, move_back, newer_files, plac
 from ckpt.host.saved_files_found import name_some
 from ckpt.host.saved_files_look import PERMISSIONS, Content, look
 from ckpt.model.checkpoint import SavedFile, StoredFile
+from ckpt.model.shipping import ShippedDirectory
 
 _MARK_LENGTH: Final = 12
 
@@ -69,13 +70,23 @@ class WrittenFiles:
         """What the user should know of it, in sentences."""
         return tuple(self._warnings)
 
-    def write(self, ref: str, files: Sequence[tuple[SavedFile, str]], directories: Sequence[str]) -> None:
+    def write(
+        self,
+        ref: str,
+        files: Sequence[tuple[SavedFile, str]],
+        directories: Sequence[str],
+        *,
+        absent: Sequence[str] = (),
+        made: Sequence[ShippedDirectory] = (),
+    ) -> None:
         """Let all saved files be as they were at the dump; call undo() if it fails.
 
         Args:
             ref: The checkpoint, as the user named it.
             files: Each with the path of its content.
             directories: Those that were saved whole.
+            absent: Paths outside of them at which no file was: what is there now is moved aside, too.
+            made: Directories that are made where they are missing, each after those that it is in.
 
         Raises:
             HostMismatch: files cannot be written; each is named with the reason, and nothing was changed.
@@ -85,15 +96,21 @@ class WrittenFiles:
         contents = [Content(file=file, copy=copy) for file, copy in files]
         # Where one name of a file is still there, the others become names of it again.
         contents.sort(key=lambda content: not os.path.lexists(content.file.path))
-        looked = look(ref, contents, directories, self._operation.kept(""))
+        looked = look(ref, contents, directories, self._operation.kept(""), absent=absent, made=made)
         self._operation.await_guardian()
         self._operation.note_files(committed=False)
         for directory in directories:
-            self._move_aside(directory, {content.file.path for content in contents})
-        for top, file in looked.tops.items():
+            self._move_newer_aside(directory, {content.file.path for content in contents})
+        for directory, stray in looked.stray.items():
+            self._move_aside(directory, stray)
+        for top, path in looked.tops.items():
             self._operation.note_directory(top)
             self._tops.append(top)
-            self._warnings.append(f"the directory {top} was missing and was made, for {file.path}")
+            self._warnings.append(
+                f"the directory {top} was missing and was made" + (f", for {path}" if path != top else "")
+            )
+        for each in made:
+            _make_directory(each)
         first: dict[StoredFile, str] = {}
         for content in contents:
             path = content.file.path
@@ -137,11 +154,14 @@ class WrittenFiles:
         self._aside.clear()
         self._tops.clear()
 
-    def _move_aside(self, directory: str, saved: set[str]) -> None:
+    def _move_newer_aside(self, directory: str, saved: set[str]) -> None:
         with _told("move files aside in", directory):
             newer = newer_files(directory, saved) if os.path.isdir(directory) else []
-            if not newer:
-                return
+        if newer:
+            self._move_aside(directory, newer)
+
+    def _move_aside(self, directory: str, newer: Sequence[str]) -> None:
+        with _told("move files aside in", directory):
             aside = place_beside(directory, self._operation.id[:_MARK_LENGTH])
             self._operation.note_set_aside(directory, aside)
             self._aside.append((directory, aside))
@@ -160,7 +180,11 @@ class WrittenFiles:
         with _told("read", content.copy):
             source = os.open(content.copy, os.O_RDONLY | os.O_CLOEXEC)
         attributes = Attributes(
-            mode=file.mode & PERMISSIONS, uid=file.uid, gid=file.gid, mtime_ns=file.mtime_ns
+            mode=file.mode & PERMISSIONS,
+            uid=file.uid,
+            gid=file.gid,
+            mtime_ns=file.mtime_ns,
+            extended=file.attributes,
         )
         try:
             self._contents.write_into(file.path, source, attributes)
@@ -178,6 +202,18 @@ class WrittenFiles:
                 calls.link_at(fd, other.directory, other.name)
             return True
         return False
+
+
+def _make_directory(directory: ShippedDirectory) -> None:
+    """Make it if it is missing; what it is in is there, or belongs to root."""
+    path = directory.path
+    if os.path.lexists(path):
+        return
+    with _told("make the directory", path):
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        os.mkdir(path, mode=0o700)
+        os.chown(path, directory.uid, directory.gid)
+        os.chmod(path, directory.mode & PERMISSIONS)
 
 
 def _make_parents(file: SavedFile) -> None:

@@ -25,6 +25,9 @@ from ckpt.host.mounts import KERNEL_FILESYSTEMS, mounts_of
 FILES_MAX: Final = 100_000
 """How many files one checkpoint keeps: each takes about 250 bytes of its manifest, which has a bound."""
 
+WITH_FILES: Final = "--with-files"
+"""The option of 'ckpt dump' that names such files."""
+
 _KERNEL_MADE: Final = KERNEL_FILESYSTEMS | {
     "autofs", "binfmt_misc", "bpf", "configfs", "efivarfs", "fusectl", "hugetlbfs", "nsfs", "pstore", "selinuxfs",
 }  # fmt: skip
@@ -33,7 +36,7 @@ _NAMED_MAX: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundFile:
-    """A regular file, and what lstat(2) says of it."""
+    """A regular file or a directory, and what lstat(2) says of it."""
 
     path: str
     status: os.stat_result
@@ -43,11 +46,13 @@ class FoundFile:
 class Found:
     """What was found below the named paths.
 
-    `gone` are named paths where nothing is, `others` what is neither a regular file nor a directory, and `mounted`
+    `walked` are the directories with what is in them, each after those that it is in, `gone` are named paths where nothing is, `others` what is neither a regular file nor a directory, and `mounted`
     the directories of other file systems, which were not entered.
     """
 
+    option: str
     files: list[FoundFile] = field(default_factory=list)
+    walked: list[FoundFile] = field(default_factory=list)
     directories: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
@@ -66,26 +71,35 @@ class Found:
         )
 
 
-def check_paths(paths: Sequence[str], own: str) -> tuple[str, ...]:
-    """The named paths, resolved, without those that stand in others of them; `own` is ckpt's own directory.
+def check_paths(paths: Sequence[str], own: str, *, option: str = WITH_FILES) -> tuple[str, ...]:
+    """The named paths, resolved, without those that stand in others of them.
+
+    Args:
+        paths: As the user named them.
+        own: ckpt's own directory.
+        option: How the user named them.
 
     Raises:
         Usage: one is not there, is neither a file nor a directory, is made up by the kernel, or has `own` in it.
     """
-    resolved = sorted({_checked(path, os.path.realpath(own)) for path in paths})
+    resolved = sorted({_checked(path, os.path.realpath(own), option) for path in paths})
     return tuple(
         path for path in resolved if not any(path != other and is_below(path, other) for other in resolved)
     )
 
 
-def find_files(paths: Sequence[str]) -> Found:
+def find_files(paths: Sequence[str], *, option: str = WITH_FILES) -> Found:
     """The files that the resolved paths stand for now, in the order of their paths.
+
+    Args:
+        paths: What check_paths() gave.
+        option: How the user named them.
 
     Raises:
         OsRefused: a directory cannot be read.
         Usage: there are too many.
     """
-    found = Found()
+    found = Found(option=option)
     for path in paths:
         try:
             status = os.stat(path, follow_symlinks=False)
@@ -96,10 +110,18 @@ def find_files(paths: Sequence[str]) -> Found:
             raise _unreadable(path, error) from error
         if stat.S_ISDIR(status.st_mode):
             found.directories.append(path)
-            _walk(path, status.st_dev, found)
+            _walk(path, status, found)
         else:
             _sort_in(path, status, found)
     return found
+
+
+def filesystem_of(path: str) -> str:
+    """The type of the file system that the path leads to; "" if that cannot be known."""
+    with suppress(OSError):
+        mount_id = syscalls.statx(path).mount_id
+        return next((mount.filesystem for mount in mounts_of("self") if mount.mount_id == mount_id), "")
+    return ""
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -112,46 +134,45 @@ def name_some(paths: Sequence[str]) -> str:
     return ", ".join(paths[:_NAMED_MAX]) + (" …" if len(paths) > _NAMED_MAX else "")
 
 
-def _checked(path: str, own: str) -> str:
+def _checked(path: str, own: str, option: str) -> str:
     resolved = os.path.realpath(path)
     try:
         status = os.stat(resolved, follow_symlinks=False)
     except OSError as error:
-        raise _refused(path, "there is no such file or directory", "Name what is there.") from error
+        raise _refused(option, path, "there is no such file or directory", "Name what is there.") from error
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        raise _refused(path, "it is neither a regular file nor a directory", "Name files or directories.")
-    filesystem = _filesystem_of(resolved)
+        raise _refused(
+            option, path, "it is neither a regular file nor a directory", "Name files or directories."
+        )
+    filesystem = filesystem_of(resolved)
     if filesystem in _KERNEL_MADE:
-        raise _refused(path, f"it is on {filesystem}, which the kernel makes up", "Name files of your own.")
+        raise _refused(
+            option, path, f"it is on {filesystem}, which the kernel makes up", "Name files of your own."
+        )
     if is_below(own, resolved):
         raise _refused(
-            path, f"ckpt's own {own} is in it", "Name the directories that the workload writes to."
+            option, path, f"ckpt's own {own} is in it", "Name the directories that the workload writes to."
         )
     if not is_plain(resolved):
-        raise _refused(path, "its path is too long", "Name a shorter one.")
+        raise _refused(option, path, "its path is too long", "Name a shorter one.")
     return resolved
 
 
-def _filesystem_of(path: str) -> str:
-    with suppress(OSError):
-        mount_id = syscalls.statx(path).mount_id
-        return next((mount.filesystem for mount in mounts_of("self") if mount.mount_id == mount_id), "")
-    return ""
-
-
-def _walk(top: str, device: int, found: Found) -> None:
+def _walk(top: str, at_top: os.stat_result, found: Found) -> None:
     # Not by recursion: a chain of directories may be longer than Python's stack.
-    waiting = [top]
+    waiting = [FoundFile(path=top, status=at_top)]
     while waiting:
         directory = waiting.pop()
+        _count_one(found)
+        found.walked.append(directory)
         below = []
-        for path, status in _entries(directory):
+        for path, status in _entries(directory.path):
             if not stat.S_ISDIR(status.st_mode):
                 _sort_in(path, status, found)
-            elif status.st_dev != device:
+            elif status.st_dev != at_top.st_dev:
                 found.mounted.append(path)
             else:
-                below.append(path)
+                below.append(FoundFile(path=path, status=status))
         waiting += reversed(below)
 
 
@@ -174,18 +195,22 @@ def _sort_in(path: str, status: os.stat_result, found: Found) -> None:
     if not stat.S_ISREG(status.st_mode) or not is_plain(path):
         found.others.append(path)
         return
-    if len(found.files) == FILES_MAX:
+    _count_one(found)
+    found.files.append(FoundFile(path=path, status=status))
+
+
+def _count_one(found: Found) -> None:
+    if len(found.files) == FILES_MAX or len(found.walked) == FILES_MAX:
         size = sum(file.status.st_size for file in found.files)
         raise Usage(
-            problem=f"--with-files: there are more than {FILES_MAX} files, the first of which have {size} bytes.",
+            problem=f"{found.option}: there are more than {FILES_MAX} files, the first of which have {size} bytes.",
             remedy="Name the directories that the workload writes to.",
         )
-    found.files.append(FoundFile(path=path, status=status))
 
 
 def _unreadable(path: str, error: OSError) -> OsRefused:
     return OsRefused(operation="read", subject=path, reason=error.strerror or str(error))
 
 
-def _refused(path: str, reason: str, remedy: str) -> Usage:
-    return Usage(problem=f"--with-files {path}: {reason}.", remedy=remedy)
+def _refused(option: str, path: str, reason: str, remedy: str) -> Usage:
+    return Usage(problem=f"{option} {path}: {reason}.", remedy=remedy)

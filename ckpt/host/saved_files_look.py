@@ -13,9 +13,11 @@ from typing import Final
 
 from ckpt.errors import HostMismatch, NoSpace
 from ckpt.host.inodes import calls, copying
+from ckpt.host.inodes.attributes import attributes_of
 from ckpt.host.inodes.places import Place, Refused, is_plain, is_written_elsewhere, opened_place
 from ckpt.host.saved_files_found import is_below
 from ckpt.model.checkpoint import SavedFile
+from ckpt.model.shipping import ShippedDirectory
 
 REASONS_MAX: Final = 20
 """How many files one error names; the count of the others is given."""
@@ -34,18 +36,40 @@ class Content:
 
 @dataclass(slots=True)
 class Looked:
-    """What was found out. `unchanged` are the paths where nothing is to be done, `tops` the topmost missing directories."""
+    """What was found out.
+
+    `unchanged` are the paths where nothing is to be done, `tops` the topmost missing directories, each with what
+    it is made for, and `stray` the files
+    that may not be found, by their directories.
+    """
 
     reasons: list[str] = field(default_factory=list)
     unchanged: set[str] = field(default_factory=set)
-    tops: dict[str, SavedFile] = field(default_factory=dict)
+    tops: dict[str, str] = field(default_factory=dict)
+    stray: dict[str, list[str]] = field(default_factory=dict)
     needed: dict[int, int] = field(default_factory=dict)
     directories: dict[int, str] = field(default_factory=dict)
     probed: set[str] = field(default_factory=set)
 
 
-def look(ref: str, contents: Sequence[Content], directories: Sequence[str], own: str) -> Looked:
-    """Find out whether everything can be done; `own` is ckpt's own directory, where nobody's files are.
+def look(
+    ref: str,
+    contents: Sequence[Content],
+    directories: Sequence[str],
+    own: str,
+    *,
+    absent: Sequence[str] = (),
+    made: Sequence[ShippedDirectory] = (),
+) -> Looked:
+    """Find out whether everything can be done.
+
+    Args:
+        ref: The checkpoint, as the user named it.
+        contents: What is to be written.
+        directories: Those that were saved whole.
+        own: ckpt's own directory, where nobody's files are.
+        absent: Paths at which no file may be found, outside those directories.
+        made: Directories that will be made where they are missing.
 
     Raises:
         HostMismatch: files cannot be written; each is named with the reason.
@@ -66,6 +90,21 @@ def look(ref: str, contents: Sequence[Content], directories: Sequence[str], own:
             looked.reasons.append(f"{content.file.path}: {refused}")
         except OSError as error:
             looked.reasons.append(f"{content.file.path}: {error.strerror or error}")
+    for each in made:
+        try:
+            _look_at_made(each.path, looked)
+        except Refused as refused:
+            looked.reasons.append(f"{each.path}: {refused}")
+        except OSError as error:
+            looked.reasons.append(f"{each.path}: {error.strerror or error}")
+    for path in absent:
+        try:
+            if _is_stray(path):
+                looked.stray.setdefault(os.path.dirname(path), []).append(path)
+        except Refused as refused:
+            looked.reasons.append(f"{path}: {refused}")
+        except OSError as error:
+            looked.reasons.append(f"{path}: {error.strerror or error}")
     if looked.reasons:
         raise HostMismatch(
             ref=ref,
@@ -85,6 +124,14 @@ def _look_at_directory(directory: str, own: str) -> None:
         return
 
 
+def _look_at_made(path: str, looked: Looked) -> None:
+    if os.path.lexists(path):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise Refused("something that is no directory is in the way")
+        return
+    looked.tops.setdefault(_missing_top(path) or path, path)
+
+
 def _look_at(content: Content, looked: Looked) -> None:
     path = content.file.path
     top = _missing_top(path)
@@ -99,7 +146,7 @@ def _look_at(content: Content, looked: Looked) -> None:
             looked.probed.add(place.directory_path)
         needed = os.stat(content.copy).st_blocks * 512
         if top:
-            looked.tops.setdefault(top, content.file)
+            looked.tops.setdefault(top, path)
         elif exists:
             with place.opened(os.O_RDWR) as target:
                 needed += copying.needed_bytes(target)
@@ -124,11 +171,31 @@ def _is_as_saved(content: Content, place: Place) -> bool:
             raise Refused("another process has it open for writing")
         if copying.same_content(source.fileno(), found):
             same = (status.st_mode & PERMISSIONS, status.st_mtime_ns)
-            if same == (saved.mode & PERMISSIONS, saved.mtime_ns):
+            if (
+                same == (saved.mode & PERMISSIONS, saved.mtime_ns)
+                and attributes_of(found) == saved.attributes
+            ):
                 return True
         if copying.is_special(found):
             raise Refused("it is immutable, append-only, encrypted or sealed")
     return False
+
+
+def _is_stray(path: str) -> bool:
+    """Whether there is a file that must be moved aside.
+
+    Raises:
+        Refused: somebody else writes to it.
+    """
+    if _missing_top(path):
+        return False
+    with opened_place(path) as place:
+        if not place.exists() or not stat.S_ISREG(place.status().st_mode):
+            return False
+        with place.opened(os.O_RDONLY) as found:
+            if is_written_elsewhere(found):
+                raise Refused("it was not there, and another process has it open for writing now")
+    return True
 
 
 def _missing_top(path: str) -> str:

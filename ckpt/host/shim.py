@@ -84,6 +84,7 @@ class Configuration(TypedDict):
     first_pid: for a restore with `init`: the first pid that CRIU itself takes inside, clear of the recorded
         ones; 0 leaves it to the kernel.
     hidden_mounts: where mounts of the host are that are not the job's to see, the newest first.
+    network: the inherited descriptor of the network namespace that the job lives in; -1 leaves it in the host's.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Configuration(TypedDict):
     environment: dict[str, str]
     stdio: list[Stdio]
     hidden_mounts: list[str]
+    network: int
 
 
 class StageError(Exception):
@@ -122,11 +124,17 @@ def main(config_fd: int, control_fd: int) -> None:
     with os.fdopen(config_fd, "rb") as stream:
         configuration: Configuration = json.load(stream)
     # What must reach the job's programs is made inheritable one by one, just before exec.
-    for fd in {control_fd, *(stdio["fd"] for stdio in configuration["stdio"] if stdio["fd"] >= 0)}:
+    for fd in {control_fd, *_inherited(configuration)}:
         os.set_inheritable(fd, False)
     if os.fork():
         os._exit(0)
     Shim(configuration, socket.socket(fileno=control_fd)).run()
+
+
+def _inherited(configuration: Configuration) -> set[int]:
+    """The descriptors for the job that the configuration names."""
+    named = {configuration["network"], *(stdio["fd"] for stdio in configuration["stdio"])}
+    return {fd for fd in named if fd >= 0}
 
 
 class Shim:
@@ -179,9 +187,9 @@ class Shim:
         if self._main == 0:
             _become(job_end, lambda: _init_argv(self._configuration, job_end))
         job_end.close()
-        for fd in {stdio["fd"] for stdio in self._configuration["stdio"]}:
-            if fd >= 0:
-                os.close(fd)
+        # Also the network's: it must end with the last process of the job, not with the shim.
+        for fd in _inherited(self._configuration):
+            os.close(fd)
         with report:
             return _read_report(report)
 
@@ -476,6 +484,9 @@ def _become(report: socket.socket, prepare: Any) -> NoReturn:
 def _init_argv(configuration: Configuration, report: socket.socket) -> tuple[list[str], dict[str, str]]:
     # In the cgroup before anything is allocated or forked for the job: no page and no task escapes it.
     _join(configuration["cgroup_procs"])
+    if configuration["network"] >= 0:
+        with _stage("enter the job's network"):
+            linux.setns(configuration["network"], linux.CLONE_NEWNET)
     with _stage("make the job's namespaces"):
         linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC)
     _mount_own(configuration["hidden_mounts"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
@@ -30,19 +31,32 @@ def copy_frozen(source: int, size: int, copy: str) -> None:
             fcntl.ioctl(target, _FICLONE, source)
             os.ftruncate(target, size)
             return
-        at = 0
-        while at < size:
-            try:
-                at = os.lseek(source, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # a hole up to the end
-                    break
-                raise
-            _send(source, target, at, min(size, end := os.lseek(source, at, os.SEEK_HOLE)))
-            at = end
+        for start, end in data_in(source, size):
+            _send(source, target, start, end)
         os.ftruncate(target, size)
     finally:
         os.close(target)
+
+
+def data_in(source: int, size: int) -> Iterator[tuple[int, int]]:
+    """From where to where the first `size` bytes of an open file are no holes; its position moves.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return
+            raise
+        if at >= size:
+            return
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        yield at, min(size, end)
+        at = end
 
 
 def fill(target: int, copy: str) -> None:

@@ -19,11 +19,13 @@ from typing import Final
 from ckpt.errors import FeatureMissing, OsRefused, WrongState
 from ckpt.host import cgroups, launch
 from ckpt.host.freezer_control import control_of
-from ckpt.host.jobs import JobRecord, JobRegistry, cgroup_name
+from ckpt.host.jobs import JobRecord, JobRegistry, cgroup_name, remove_cgroups
 from ckpt.host.launch import JobSpec, StartedJob, Stdio
+from ckpt.host.network.building import build, host_link_of
 from ckpt.host.process_table import ProcessRef, boot_id
 from ckpt.host.volumes import owning
 from ckpt.host.volumes.owning import WantedVolume
+from ckpt.model.network import Network
 from ckpt.units import JobName, Nanoseconds
 
 LOG: Final = "log"
@@ -35,7 +37,10 @@ _PROCS: Final = "cgroup.procs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """What to start: `log` "" means files in the job's directory, with stderr in its own if `apart`."""
+    """What to start: `log` "" means files in the job's directory, with stderr in its own if `apart`.
+
+    `network` None leaves the job in the host's.
+    """
 
     name: JobName
     argv: tuple[str, ...]
@@ -45,6 +50,7 @@ class Command:
     log: str
     apart: bool
     volumes: tuple[WantedVolume, ...] = ()
+    network: Network | None = None
 
 
 def start(registry: JobRegistry, command: Command) -> JobRecord:
@@ -68,6 +74,7 @@ def start(registry: JobRegistry, command: Command) -> JobRecord:
         stdout, stderr = _logs(command, directory)
         cgroup = _own_cgroup(cgroup_name(command.name))
         undo.callback(cgroups.remove, cgroup)
+        network = _network(registry, command, held)
         saved: list[JobRecord] = []
 
         def register(started: StartedJob) -> None:
@@ -85,6 +92,7 @@ def start(registry: JobRegistry, command: Command) -> JobRecord:
             stdout=Stdio.log(stdout),
             stderr=Stdio.log(stderr),
             hidden_mounts=hidden,
+            network=network,
         )
         launch.start_job(spec, register=register)
         undo.pop_all()
@@ -104,12 +112,13 @@ def stop(registry: JobRegistry, name: JobName, grace_s: float) -> bool:
     """
     view = registry.look(name)
     if not view.is_alive:
+        host = registry.moved_to(name)
         raise WrongState(
             subject=f"Job {name}",
             state=view.state,
             operation="stopping it",
             needed="running",
-            remedy="'ckpt ps' shows the state of all jobs.",
+            remedy=f"It was moved to {host}." if host else "'ckpt ps' shows the state of all jobs.",
         )
     record = view.record
     control = control_of(record.cgroup)
@@ -120,14 +129,14 @@ def stop(registry: JobRegistry, name: JobName, grace_s: float) -> bool:
     return ended
 
 
-def remove_cgroups(record: JobRecord) -> None:
-    """Remove the cgroup of a job that has ended, if it was made for the job; one in use stays.
-
-    One that the user named at the restore is the user's.
-    """
-    if record.cgroup.endswith(f"/{cgroup_name(record.name)}"):
-        with contextlib.suppress(OSError):
-            cgroups.remove(record.cgroup)
+def _network(registry: JobRegistry, command: Command, held: contextlib.ExitStack) -> int:
+    """The namespace of the job's own network, as long as `held` lasts, joined; -1 for the host's."""
+    if command.network is None:
+        return -1
+    built = build(command.network, host_link_of(registry.state, command.name), restored=False)
+    held.callback(built.close)
+    built.join()
+    return built.namespace
 
 
 def _logs(command: Command, directory: str) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from ckpt.host import cgroups, recovery
 from ckpt.host.freezer import CgroupFreezer, GatheringFreezer
 from ckpt.host.freezer_control import control_of
 from ckpt.host.gathering import Gathering, Members
+from ckpt.host.jobs import JobRegistry
 from ckpt.host.locks import exclusive
 from ckpt.host.operations import JournaledOperation
 from ckpt.host.process_table import ProcessStat, all_processes, descendants, stat_of, thread_group_of
@@ -67,8 +68,13 @@ class HostTargets:
                 if place is None:
                     raise NoSuchTarget(kind="job", name=job, remedy="'ckpt ps' lists the jobs.")
                 if not os.path.isdir(place) or not cgroups.processes_below(place):
+                    host = JobRegistry(self._state).moved_to(job)
                     raise NoSuchTarget(
-                        kind="running job", name=job, remedy="'ckpt restore' brings its last checkpoint back."
+                        kind="running job",
+                        name=job,
+                        remedy=f"It was moved to {host}."
+                        if host
+                        else "'ckpt restore' brings its last checkpoint back.",
                     )
                 return _resolve_cgroup(ref, place, job=job)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ckpt.model.clocks import Clocks, PendingTimer, PendingWait
 from ckpt.model.inodes import InodeRecord
+from ckpt.model.network import Network
 from ckpt.model.settings import ProcessSettings
 from ckpt.model.workload import Workload
 from ckpt.units import ByteCount, CheckpointId, DeviceNumber, Digest, JobName, Nanoseconds, Pid
@@ -118,8 +119,24 @@ class CarriedFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendedAttribute:
+    """An extended attribute of a file; `value` is in hexadecimal."""
+
+    name: str
+    value: str
+
+
+def is_own_attribute(name: str) -> bool:
+    """Whether an extended attribute of this name is the file's own: of its user, or its access control list."""
+    return name.startswith("user.") or name == "system.posix_acl_access"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SavedFile:
-    """A file that the user asked to be kept with the memory, as it was at the freeze; `mode` has its type bits."""
+    """A file that the user asked to be kept with the memory, as it was at the freeze; `mode` has its type bits.
+
+    `attributes` are the extended ones that are its own, in the order of their names.
+    """
 
     path: str
     mode: int
@@ -127,6 +144,7 @@ class SavedFile:
     gid: int
     mtime_ns: Nanoseconds
     content: StoredFile
+    attributes: tuple[ExtendedAttribute, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +168,7 @@ class Checkpoint:
     `created_ns` is CLOCK_REALTIME at the freeze. `image_sets` are in the order of `workload.trees`.
     `frozen_ns` is from the freeze of the first task to the thaw of the last. `saved_directories` are those whose
     files were all saved: what else is in them at a restore was not there. `settings` are of the living processes, each
-    at most once.
+    at most once. `networks` are those of the workload's own that a restore makes again, one for each namespace.
     """
 
     job: JobName | None
@@ -172,6 +190,7 @@ class Checkpoint:
     saved_directories: tuple[str, ...]
     volumes: tuple[Volume, ...]
     settings: tuple[ProcessSettings, ...]
+    networks: tuple[Network, ...]
 
     @property
     def image_bytes(self) -> ByteCount:

@@ -180,3 +180,8 @@ def restore_span(image_bytes: ByteCount, tasks: int, pace: ByteCount) -> Nanosec
 def realtime_went_back(saved: Clocks, now: Nanoseconds) -> Nanoseconds:
     """By how much CLOCK_REALTIME is behind what the workload saw last; 0 where it is not."""
     return Nanoseconds(max(0, saved.realtime_ns - now))
+
+
+def monotonic_goes_back(saved: Clocks, offsets: TimeOffsets, now: Clocks) -> Nanoseconds:
+    """By how much CLOCK_MONOTONIC of this host is behind what a workload with these offsets read last; 0 where it is not."""
+    return Nanoseconds(max(0, saved.monotonic_ns + offsets.monotonic_ns - now.monotonic_ns))

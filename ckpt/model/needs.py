@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.inodes import FileKind, InodeRecord
+from ckpt.model.network import Network
 from ckpt.model.workload import CgroupRecord, ExternalMount, Tree
 from ckpt.units import ByteCount, CheckpointId, DeviceNumber, JobName, Pid
 
@@ -38,6 +39,7 @@ class KernelFeature(StrEnum):
     SECCOMP_FILTER = "seccomp filters"
     RSEQ = "restartable sequences (rseq)"
     IPV6 = "IPv6"
+    USERFAULTFD = "userfaultfd with events (for --lazy)"
 
 
 _OWN_NAMESPACES: Final = {
@@ -150,6 +152,7 @@ class Needs:
     mounts: tuple[ExternalMount, ...]
     volumes: tuple[NeededVolume, ...]
     ports: tuple[NeededPort, ...]
+    networks: tuple[Network, ...]
     names: tuple[NeededName, ...]
     features: tuple[KernelFeature, ...]
     huge_pages: tuple[NeededHugePages, ...]
@@ -182,6 +185,7 @@ def needs_of(
     looked = tuple(images)
     brought = {file.path for file in checkpoint.carried_files}
     brought |= {file.path for file in checkpoint.saved_files}
+    volumes = tuple(volume.mountpoint for volume in checkpoint.volumes)
     own_pids = (KernelFeature.PID_NAMESPACE,) if new_pids else ()
     return Needs(
         subject=f"checkpoint {checkpoint_id[:12]}",
@@ -190,15 +194,16 @@ def needs_of(
         cpu_features=checkpoint.host.cpu_features,
         criu_version=checkpoint.host.criu_version,
         pids=() if new_pids else needed_pids(trees),
-        files=needed_files(
-            checkpoint.inodes, brought, tuple(volume.mountpoint for volume in checkpoint.volumes)
+        files=needed_files(checkpoint.inodes, brought, volumes),
+        mounts=tuple(
+            mount for mount in checkpoint.workload.external_mounts if mount.mountpoint not in volumes
         ),
-        mounts=checkpoint.workload.external_mounts,
         volumes=tuple(
             NeededVolume(mountpoint=each.mountpoint, filesystem=each.filesystem, device=each.device)
             for each in checkpoint.volumes
         ),
         ports=_unique(port for each in looked for port in each.ports),
+        networks=checkpoint.networks,
         names=_unique(name for each in looked for name in each.names),
         features=_unique(
             feature

@@ -1,7 +1,8 @@
 """The ckpt on another host: started over SSH, greeted, and asked one thing after another.
 
-Rules: it is silent for at most SILENCE_S, as it says that it is alive while it works. What it writes to its standard
-error is kept for messages, and shown to the user with -v. Texts from there are stripped of control characters.
+Rules: it is silent for at most SILENCE_S, as it says that it is alive while it works; from protocol 2 on we say so too,
+all the time. What it writes to its standard error is kept for messages, and shown to the user with -v. Texts from there
+are stripped of control characters.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final, TypeVar
 
 from ckpt.codec.messages import (
+    MIGRATION_PROTOCOL,
     Alive,
     AskFacts,
     AskNeeds,
@@ -24,16 +26,26 @@ from ckpt.codec.messages import (
     Hello,
     Message,
     common_protocol,
-    encode,
-    read_message,
     skip_to_mark,
 )
-from ckpt.errors import PeerFailed, Usage
+from ckpt.codec.migration_messages import (
+    AskDirect,
+    Direct,
+    Stopped,
+    Switched,
+    SwitchToDirect,
+    WithPayload,
+)
+from ckpt.errors import PeerFailed, PeerRefused, Unreachable, Usage
 from ckpt.model.findings import Finding
 from ckpt.model.needs import Needs
+from ckpt.remote.compression import Compressor
+from ckpt.remote.direct import CONNECT_TIMEOUT_S, begin_stream
+from ckpt.remote.inflow import SILENCE_S, Inflow
+from ckpt.remote.records import NewCipher, RecordWriter
 from ckpt.remote.ssh import RunningProgram, SshConnection
+from ckpt.remote.stream import ALIVE_EVERY_S, BulkWriter
 
-SILENCE_S: Final = 30.0
 _LINES_KEPT: Final = 20
 _LINE_BYTES_MAX: Final = 2000
 _ENDING_S: Final = 2.0
@@ -42,9 +54,9 @@ _NOT_ALLOWED: Final = 126
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 # Without root's rights sudo must not ask; what it says then comes on standard error.
-_START: Final = 'if [ "$(id -u)" = 0 ]; then exec "$0" agent; fi; exec sudo -n -- "$0" agent'
+_START: Final = 'if [ "$(id -u)" = 0 ]; then exec "$0" agent "$@"; fi; exec sudo -n -- "$0" agent "$@"'
 
-Answer = TypeVar("Answer", Facts, Findings)
+Answer = TypeVar("Answer", bound=Message)
 
 
 class Peer:
@@ -67,11 +79,18 @@ class Peer:
         """
         self.host = connection.host
         self._program = program
+        self._connection = connection
         self._note = note
+        self._stopped: Stopped | None = None
+        self._direct: RecordWriter | None = None
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._running: RunningProgram = connection.run(shlex.join(("sh", "-c", _START, program)))
         self._errors = threading.Thread(target=self._relay, daemon=True, name="stderr of the other ckpt")
         self._errors.start()
+        self._inflow = Inflow(lambda count: self._running.read(count, SILENCE_S), self.host)
+        self.writer: Final = BulkWriter(
+            lambda content: self._running.write(content, SILENCE_S), self.host, alive_every_s=None
+        )
         try:
             self._greet(own)
         except BaseException:
@@ -96,39 +115,132 @@ class Peer:
         answer = self._ask(AskFacts(), Facts)
         return Facts(host=_stripped(answer.host), checks=tuple(map(_stripped, answer.checks)))
 
+    def start_beside(self, *options: str) -> RunningProgram:
+        """Start another agent there, with these options, on the same connection; it is not greeted.
+
+        Raises:
+            PeerFailed: it cannot be started.
+        """
+        return self._connection.run(shlex.join(("sh", "-c", _START, self._program, *options)))
+
+    def go_direct(self, migration: str, new_cipher: NewCipher) -> str:
+        """Let all that is said from now on for this migration go beside SSH; gives "", or why it goes on over SSH.
+
+        Raises:
+            PeerFailed: it does not answer.
+        """
+        stream: RecordWriter | None = None
+        try:
+            asked = AskDirect(migration=migration, address=self._connection.address)
+            direct = self._ask(asked, Direct)
+            connection = self._connection.dial(direct.port, CONNECT_TIMEOUT_S)
+            stream = begin_stream(connection, new_cipher(direct.key), migration, self.host, SILENCE_S)
+            self._ask(SwitchToDirect(), Switched)
+            self.writer.switch(stream.write)
+            self._direct, stream = stream, None
+        except (PeerRefused, Unreachable) as error:
+            return error.reason
+        finally:
+            if stream is not None:
+                stream.close()
+        return ""
+
+    def say(self, message: Message, payload: bytes | memoryview = b"") -> None:
+        """Send this after all that was said before; it may wait here for the link.
+
+        Raises:
+            PeerFailed: the link broke.
+        """
+        try:
+            self.writer.send(message, payload)
+        except PeerFailed as error:
+            raise self._explained(error) from None
+
+    def hear(self, kinds: Collection[type[Answer]]) -> Answer:
+        """The next message, of one of these kinds.
+
+        Raises:
+            PeerRefused: it answers that it cannot.
+            PeerFailed: it does not answer.
+        """
+        expected: Collection[type[Answer | Alive | Stopped | Failed]] = (*kinds, Alive, Stopped, Failed)
+        while True:
+            answer = self._next(expected)
+            if isinstance(answer, Stopped):
+                self._stopped = answer
+            elif isinstance(answer, Failed):
+                raise self._refused(answer)
+            elif not isinstance(answer, Alive):
+                return _stripped(answer)
+
+    def look(self) -> None:
+        """Return at once if it has said nothing but that it is alive.
+
+        Raises:
+            PeerRefused: it cannot keep what was sent without an answer, now or ever before.
+            PeerFailed: it said anything else.
+        """
+        while self._inflow.has_some or self._running.has_some:
+            said = self._next((Alive, Stopped))
+            if isinstance(said, Stopped):
+                self._stopped = said
+        if self._stopped is not None:
+            raise self._refused(self._stopped)
+
+    def hear_payload(self, message: WithPayload, compressor: Compressor) -> memoryview:
+        """The plain payload of the message that was heard last; valid until the next one.
+
+        Raises:
+            PeerFailed: it is not what was said.
+        """
+        try:
+            return self._inflow.payload(message, compressor)
+        except PeerFailed as error:
+            raise self._explained(error) from None
+
     def close(self) -> None:
         """Let go of it; it ends."""
+        self.writer.close()
+        if self._direct is not None:
+            self._direct.close()
         self._running.close()
         self._errors.join(_ENDING_S)
 
     def _greet(self, own: Hello) -> None:
         try:
-            skip_to_mark(self._read, self.host)
-            theirs = read_message(self._read, (Hello,), self.host)
+            skip_to_mark(self._inflow.read, self.host)
+            theirs = self._inflow.message((Hello,))
         except PeerFailed as error:
             raise self._explained(error) from None
         if theirs is None:
             raise self._explained(PeerFailed(host=self.host, reason="it ended before it said who it is"))
         self.protocol = common_protocol(_stripped(theirs), self.host)
-        self._running.write(encode(own), SILENCE_S)
+        if self.protocol >= MIGRATION_PROTOCOL:
+            self.writer.alive_every_s = ALIVE_EVERY_S
+        self.say(own)
 
     def _ask(self, question: Message, kind: type[Answer]) -> Answer:
-        expected: Collection[type[Answer | Alive | Failed]] = (kind, Alive, Failed)
+        self.say(question)
+        return self.hear((kind,))
+
+    def _next(self, kinds: Collection[type[Answer]]) -> Answer:
         try:
-            self._running.write(encode(question), SILENCE_S)
-            while isinstance(answer := read_message(self._read, expected, self.host), Alive):
-                pass
+            said = self._inflow.message(kinds)
         except PeerFailed as error:
             raise self._explained(error) from None
-        if answer is None:
+        if said is None:
             raise self._explained(PeerFailed(host=self.host, reason="it ended without an answer"))
-        if isinstance(answer, Failed):
-            failed = _stripped(answer)
-            raise PeerFailed(host=self.host, reason=failed.message.rstrip("."), remedy=failed.hint)
-        return answer
+        return said
 
-    def _read(self, count: int) -> bytes:
-        return self._running.read(count, SILENCE_S)
+    def _refused(self, answer: Failed | Stopped) -> PeerRefused:
+        said = _stripped(answer)
+        return PeerRefused(
+            host=self.host,
+            reason=said.message.rstrip("."),
+            remedy=said.hint,
+            their_slug=said.slug,
+            their_exit_code=said.exit_code,
+        )
 
     def _explained(self, error: PeerFailed) -> PeerFailed:
         """The error with what the other side says of it: its exit code, and the last lines of its standard error."""
@@ -146,7 +258,7 @@ class Peer:
             return PeerFailed(
                 host=self.host,
                 reason=f"there is no {self._program}{said}",
-                remedy="Install ckpt there, or name the program: --remote-ckpt PATH, or CKPT_REMOTE_CKPT.",
+                remedy=f"Install it: ckpt host setup {self.host}; or name the program: --remote-ckpt PATH, or CKPT_REMOTE_CKPT.",
             )
         if status == _NOT_ALLOWED:
             return PeerFailed(
@@ -187,9 +299,11 @@ def _stripped(value: Value) -> Value:
     """The value without control characters in its texts: they will be shown on a terminal."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(value):  # type: ignore[arg-type]
-        text = getattr(value, field.name)
-        if type(text) is str and _CONTROL.search(text):
-            changes[field.name] = _plain(text)
+        found = getattr(value, field.name)
+        if type(found) is str and _CONTROL.search(found):
+            changes[field.name] = _plain(found)
+        if type(found) is tuple and any(type(item) is str for item in found):
+            changes[field.name] = tuple(map(_plain, found))
     return dataclasses.replace(value, **changes) if changes else value  # type: ignore[type-var]
 
 

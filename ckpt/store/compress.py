@@ -116,6 +116,20 @@ def from_blob(entry: BlobEntry, stored: bytes, called: str) -> bytes:
     return stored
 
 
+def compress_quickly(plain: bytes | memoryview) -> bytes:
+    """The bytes, compressed with the least effort."""
+    return bytes(_contexts.quick_compressor.compress(plain))
+
+
+def decompress_exactly(packed: bytes | memoryview, plain_bytes: int) -> bytes:
+    """What compress_quickly() was given, of which nothing but its length is known.
+
+    Raises:
+        ObjectCorrupt: it is not that.
+    """
+    return _decompress(Kind.CHUNK, "of a message", packed, plain_bytes)
+
+
 def _decompress(kind: Kind, name: str, body: bytes | memoryview, plain_bytes: int) -> bytes:
     try:
         # The decompressor allocates what the zstd frame claims, whatever max_output_size says.

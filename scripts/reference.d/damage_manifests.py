@@ -161,9 +161,9 @@ def _written(base: Base, sets: Sets) -> None:
         "lying-count",
         "a list that claims four thousand million items",
         lambda document: (
-            packed(document | {"value": document["value"] | {"settings": []}})[:-1] + b"\xdd\xff\xff\xff\xff"
+            packed(document | {"value": document["value"] | {"networks": []}})[:-1] + b"\xdd\xff\xff\xff\xff"
         ),
-        "settings: a list of 4294967295 items",
+        "networks: a list of 4294967295 items",
     )
     add(
         "name-climbs",
@@ -267,6 +267,18 @@ def _written(base: Base, sets: Sets) -> None:
         "more CPUs than fit into memory",
         cpus([{"first": 0, "last": 1 << 40}]),
         "settings[0].threads[0].cpus[0].last: 1099511627776 is not between 0 and 65535",
+    )
+    add(
+        "network-of-a-command",
+        "a bridge whose name is a command",
+        kept("networks", "parent", "br0 up\nlink delete eth0"),
+        "networks[0]: 'br0 up\\nlink delete eth0' is no name of an interface",
+    )
+    add(
+        "network-twice",
+        "two networks of one namespace",
+        lambda document: document["value"].update(networks=2 * document["value"]["networks"]),
+        "networks[1].namespace: ",
     )
     add("cgroup-climbs", "a cgroup outside", cgroup("path", "/a/../.."), "cgroups[0].path: '/a/../..' is not")
     add(

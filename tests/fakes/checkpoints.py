@@ -12,6 +12,7 @@ from ckpt.model.checkpoint import (
     Checkpoint,
     DumpOptions,
     DumpStatistics,
+    ExtendedAttribute,
     HostFacts,
     ImageSet,
     SavedFile,
@@ -20,6 +21,7 @@ from ckpt.model.checkpoint import (
 )
 from ckpt.model.clocks import Clocks, PendingTimer, PendingWait, TimeOffsets, TimerKind
 from ckpt.model.inodes import DigestState, FileKind, FileSystem, Identity, InodeRecord, Role, RoleKind
+from ckpt.model.network import LinkKind, Network, NetworkAddress, NetworkRoute
 from ckpt.model.settings import CpuRange, ProcessSettings, ThreadSettings
 from ckpt.model.workload import (
     CgroupRecord,
@@ -78,6 +80,30 @@ TIMER = PendingTimer(
     absolute=True,
 )
 
+NETWORK = Network(
+    namespace=InodeNumber(4026532281),
+    kind=LinkKind.BRIDGE,
+    parent="br0",
+    interface="eth0",
+    mac="02:00:00:00:00:05",
+    mtu=1500,
+    addresses=(
+        NetworkAddress(interface="lo", address="10.1.1.1/32"),
+        NetworkAddress(interface="eth0", address="10.0.0.5/24"),
+        NetworkAddress(interface="eth0", address="fd00::5/64"),
+    ),
+    routes=(
+        NetworkRoute(
+            destination="0.0.0.0/0",
+            gateway="10.0.0.1",
+            interface="eth0",
+            source="10.0.0.5",
+            metric=100,
+            table=254,
+            on_link=True,
+        ),
+    ),
+)
 WAIT = PendingWait(
     pid=Pid(4242),
     thread=Pid(4243),
@@ -298,6 +324,7 @@ def a_checkpoint(
                     gid=0,
                     mtime_ns=Nanoseconds(1_700_000_000_000_000_003),
                     content=saved,
+                    attributes=(ExtendedAttribute(name="user.origin", value="6c6162"),),
                 ),
             )
         ),
@@ -312,4 +339,5 @@ def a_checkpoint(
             )
         ),
         settings=(SETTINGS,),
+        networks=(NETWORK,),
     )

@@ -19,6 +19,7 @@ NO_NEEDS = Needs(
     mounts=(),
     volumes=(),
     ports=(),
+    networks=(),
     names=(),
     features=(),
     huge_pages=(),

@@ -30,9 +30,11 @@ from ckpt.model.checkpoint import (
 from ckpt.model.clocks import Clocks, PendingTimer, PendingWait, Resumption
 from ckpt.model.findings import Finding
 from ckpt.model.inodes import FileChange, InodeMethod, InodeOutcome, InodeRecord
+from ckpt.model.network import Network
 from ckpt.model.origin import Origin
 from ckpt.model.reports import StoredCheckpoint
 from ckpt.model.settings import ProcessSettings
+from ckpt.model.shipping import ShippedDirectory
 from ckpt.model.target import Target, TargetRef
 from ckpt.model.workload import ExternalMount, OutsideFile, Tree, Workload
 from ckpt.units import CHUNK_BYTES, ByteCount, CheckpointId, DeviceNumber, JobName, Nanoseconds, Pid, Tag
@@ -107,6 +109,9 @@ class FakeOperation:
 
     def note_phase(self, phase: str) -> None:
         self.world.step(f"phase {phase}")
+
+    def decided_by(self, record: str) -> None:
+        self.world.step(f"decided by {record}")
 
     def guard(self) -> None:
         self.world.step("guard")
@@ -283,7 +288,7 @@ class FakeDumper:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def start(self, operation: FakeOperation, tree: Tree) -> FakeTreeDump:
+    def start(self, operation: FakeOperation, tree: Tree, *, lazy: bool) -> FakeTreeDump:
         self.world.step("start CRIU")
         return FakeTreeDump(self.world)
 
@@ -291,6 +296,9 @@ class FakeDumper:
         return ()
 
     def outside_files(self, trees: tuple[Tree, ...]) -> tuple[OutsideFile, ...]:
+        return ()
+
+    def networks(self, trees: tuple[Tree, ...]) -> tuple[Network, ...]:
         return ()
 
     def carry(self, images: str, staging: str, view: FakeView) -> tuple[tuple[CarriedFile, str], ...]:
@@ -358,8 +366,10 @@ class FakeSession:
     def hold(self) -> None:
         self.world.step("hold the restored")
 
-    def commit(self, origin: Origin) -> None:
+    def commit(self, origin: Origin, let_go: Callable[[], None] | None = None) -> None:
         self.world.step("commit restore")
+        if let_go is not None:
+            let_go()
         self.world.restored, self.world.half_restored = self.world.half_restored, 0
 
     def abort(self) -> None:
@@ -431,7 +441,15 @@ class FakeWrittenFiles:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def write(self, ref: str, files: tuple[tuple[SavedFile, str], ...], directories: tuple[str, ...]) -> None:
+    def write(
+        self,
+        ref: str,
+        files: tuple[tuple[SavedFile, str], ...],
+        directories: tuple[str, ...],
+        *,
+        absent: tuple[str, ...] = (),
+        made: tuple[ShippedDirectory, ...] = (),
+    ) -> None:
         self.world.files_written = tuple(file.path for file, _ in files)
         self.world.step("write files")
 

@@ -30,12 +30,14 @@ from ckpt.model.checkpoint import (
     AddressRun,
     CarriedFile,
     Checkpoint,
+    ExtendedAttribute,
     ImageSet,
     SavedFile,
     StoredFile,
     Volume,
 )
 from ckpt.model.inodes import Identity
+from ckpt.model.network import Network, NetworkAddress, NetworkRoute
 from ckpt.model.settings import ProcessSettings, ThreadSettings, cpu_ranges
 from ckpt.model.workload import CgroupRecord, CgroupSetting
 from ckpt.store import layout
@@ -96,6 +98,7 @@ def fitting(checkpoint: Checkpoint) -> Checkpoint:
         image_sets=checkpoint.image_sets[:count],
         saved_directories=directories,
         settings=tuple({process.pid: process for process in checkpoint.settings}.values()),
+        networks=tuple({network.namespace: network for network in checkpoint.networks}.values()),
     )
 
 
@@ -111,12 +114,46 @@ SPECIAL[ImageSet] = st.builds(
 )
 paths = st.lists(components, min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
 SPECIAL[CarriedFile] = st.builds(dataclasses.replace, values_of(CarriedFile), path=paths)
+SPECIAL[ExtendedAttribute] = st.builds(
+    ExtendedAttribute,
+    name=components.map(lambda name: f"user.{name[:60]}") | st.just("system.posix_acl_access"),
+    value=st.binary(max_size=20).map(bytes.hex),
+)
 SPECIAL[SavedFile] = st.builds(
-    dataclasses.replace, values_of(SavedFile), path=paths, mode=modes.map(lambda bits: stat.S_IFREG | bits)
+    dataclasses.replace,
+    values_of(SavedFile),
+    path=paths,
+    mode=modes.map(lambda bits: stat.S_IFREG | bits),
+    attributes=st.lists(SPECIAL[ExtendedAttribute], max_size=2, unique_by=lambda each: each.name).map(
+        lambda found: tuple(sorted(found, key=lambda each: each.name))
+    ),
 )
 SPECIAL[Volume] = st.builds(dataclasses.replace, values_of(Volume), mountpoint=paths, filesystem=components)
 SPECIAL[Identity] = st.builds(
     Identity, device=st.integers(**UINT64), inode=st.integers(1, UINT64["max_value"])
+)
+links = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,14}", fullmatch=True)
+ip_addresses = st.ip_addresses().filter(lambda ip: not (ip.is_multicast or ip.is_unspecified)).map(str)
+SPECIAL[NetworkAddress] = st.builds(
+    NetworkAddress, interface=links, address=ip_addresses.map(lambda text: text + "/24")
+)
+SPECIAL[NetworkRoute] = st.builds(
+    NetworkRoute,
+    destination=st.ip_addresses().map(lambda ip: f"{ip}/{ip.max_prefixlen}"),
+    gateway=st.just("") | ip_addresses,
+    interface=links,
+    source=st.just("") | ip_addresses,
+    metric=st.integers(0, (1 << 32) - 1),
+    table=st.integers(0, (1 << 32) - 1),
+    on_link=st.booleans(),
+)
+SPECIAL[Network] = st.builds(
+    dataclasses.replace,
+    values_of(Network),
+    parent=links,
+    interface=links,
+    mac=st.sampled_from(["", "02:00:00:00:00:05"]),
+    mtu=st.sampled_from([0, 68, 1500, 65_535]),
 )
 SPECIAL[CgroupSetting] = st.builds(CgroupSetting, name=components, value=texts)
 SPECIAL[CgroupRecord] = st.builds(dataclasses.replace, values_of(CgroupRecord), path=paths)

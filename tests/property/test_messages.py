@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import tracemalloc
+from dataclasses import replace
 
 import pytest
-from fakes.checkpoints import HOST, INODE, WORKLOAD
+from fakes.checkpoints import HOST, INODE, WORKLOAD, a_checkpoint
 from fakes.needs import needs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +33,42 @@ from ckpt.codec.messages import (
     read_message,
     skip_to_mark,
 )
+from ckpt.codec.migration_messages import (
+    MIGRATION_KINDS,
+    PAYLOAD_BYTES_MAX,
+    Abort,
+    Aborted,
+    Accepted,
+    AskDirect,
+    AskFile,
+    AskKnown,
+    AskState,
+    Commit,
+    Direct,
+    EndRound,
+    FileBlocks,
+    FileDigests,
+    FileKnown,
+    Forget,
+    Forgotten,
+    Held,
+    ImageFile,
+    KnownEnd,
+    KnownPages,
+    Offer,
+    Pages,
+    Prepare,
+    RoundDone,
+    Running,
+    Stopped,
+    Switched,
+    SwitchToDirect,
+    pack_runs,
+    unpack_runs,
+)
+from ckpt.codec.migration_messages import (
+    State as MigrationState,
+)
 from ckpt.errors import CkptError, NoCommonProtocol, PeerFailed
 from ckpt.model.checks import HostCheck, State
 from ckpt.model.findings import Finding, Severity
@@ -43,7 +80,8 @@ from ckpt.model.needs import (
     NeededPort,
     Protocol,
 )
-from ckpt.units import ByteCount, JobName, Pid
+from ckpt.model.pages import PageRun
+from ckpt.units import PAGE_BYTES, ByteCount, JobName, Nanoseconds, Pid
 
 PORT = NeededPort(protocol=Protocol.TCP, address="::1", port=80, only_v6=True, foreign_address=True)
 NEEDS = needs(
@@ -70,6 +108,81 @@ FINDING = Finding(
     option="",
 )
 CHECK = HostCheck(name="criu", state=State.WARNING, detail="old", remedy="Install a newer one.")
+ID = "0123456789abcdef"
+RUNS = pack_runs((PageRun(1, 2), PageRun(9, 1), PageRun(1 << 50, 3)))
+OFFER = Offer(
+    migration=ID,
+    job="web",
+    source_host="here",
+    needs=NEEDS,
+    time="suspend",
+    inodes="keep",
+    pids="same",
+    cgroup="",
+    resume=True,
+    base="web@latest",
+    roots=(Pid(4711), Pid(4713)),
+)
+PAGES = Pages(
+    space="4711/pagemap-shmem-5",
+    runs=RUNS,
+    plain_bytes=6 * PAGE_BYTES,
+    size_bytes=100,
+    is_compressed=True,
+)
+KNOWN = KnownPages(space="1/pagemap-1", runs=RUNS, plain_bytes=192, size_bytes=192, is_compressed=False)
+IMAGE = ImageFile(
+    root=Pid(0),
+    name="carried-0",
+    mode=0o600,
+    offset=1 << 40,
+    plain_bytes=PAYLOAD_BYTES_MAX,
+    size_bytes=PAYLOAD_BYTES_MAX,
+    is_compressed=False,
+)
+BLOCKS = FileBlocks(
+    number=3,
+    path="/srv/db",
+    file_bytes=1 << 30,
+    first_block=7,
+    plain_bytes=5,
+    size_bytes=5,
+    is_compressed=False,
+)
+DIRECT = Direct(port=40000, key=bytes(32))
+PIDS = (Pid(7), Pid(8))
+HELD = Held(pid=Pid(7), pids=PIDS, cgroup="/ckpt/web", restore_ns=Nanoseconds(9), warnings=("tight",))
+STATE = MigrationState(migration=ID, state="held", job="", pid=Pid(0))
+MOVING: tuple[Message, ...] = (
+    AskDirect(migration=ID, address="10.0.0.1"),
+    DIRECT,
+    SwitchToDirect(),
+    Switched(),
+    OFFER,
+    Accepted(has_pages=True),
+    PAGES,
+    Stopped(slug="no-space", message="No space.", hint="Free some.", exit_code=14),
+    EndRound(number=0),
+    RoundDone(number=0, received_bytes=ByteCount(1 << 40)),
+    AskKnown(),
+    KNOWN,
+    KnownEnd(),
+    IMAGE,
+    AskFile(number=3, path="/srv/db"),
+    FileDigests(number=3, plain_bytes=64, size_bytes=60, is_compressed=True),
+    FileKnown(number=3, is_there=True, file_bytes=1 << 30),
+    BLOCKS,
+    Prepare(checkpoint=a_checkpoint()),
+    HELD,
+    Commit(migration=ID),
+    Running(pid=Pid(8), pids=PIDS, cgroup="/ckpt/web", warnings=()),
+    Abort(migration=ID),
+    Aborted(),
+    Forget(migration=ID),
+    Forgotten(),
+    AskState(migration=ID),
+    STATE,
+)
 MESSAGES: tuple[Message, ...] = (
     Hello(protocols=PROTOCOLS, version="0.1.0", host="here"),
     AskFacts(),
@@ -78,6 +191,7 @@ MESSAGES: tuple[Message, ...] = (
     Facts(host=HOST, checks=(CHECK,)),
     Findings(findings=(FINDING,)),
     Failed(slug="not-root", message="It needs root.", hint="Use sudo.", exit_code=10),
+    *MOVING,
 )
 KINDS = tuple(type(message) for message in MESSAGES)
 
@@ -165,6 +279,59 @@ def test_needs_that_no_host_can_have_said_are_refused(lie: dict[str, object]) ->
         read_message(io.BytesIO(encode(AskNeeds(needs=needs(**lie)))).read, (AskNeeds,), "there")
 
 
+@pytest.mark.parametrize(
+    ("lie", "field"),
+    [
+        (replace(OFFER, migration="../../etc"), "migration"),
+        (replace(OFFER, job="-x"), "job"),
+        (replace(OFFER, base="x" * 257), "base"),
+        (replace(OFFER, roots=(Pid(7), Pid(7))), "roots"),
+        (replace(OFFER, roots=(Pid(0),)), "roots"),
+        (AskDirect(migration=ID, address="evil.example"), "address"),
+        (AskDirect(migration="", address="10.0.0.1"), "migration"),
+        (replace(DIRECT, port=1 << 16), "port"),
+        (replace(DIRECT, key=bytes(16)), "key"),
+        (replace(OFFER, needs=needs(names=(NeededName(name="relative"),))), "needs"),
+        (replace(PAGES, space="1/../pagemap-1"), "space"),
+        (replace(PAGES, plain_bytes=PAYLOAD_BYTES_MAX + PAGE_BYTES), "plain_bytes"),
+        (replace(PAGES, plain_bytes=6 * PAGE_BYTES + 1), "plain_bytes"),
+        (replace(PAGES, plain_bytes=-PAGE_BYTES), "plain_bytes"),
+        (replace(PAGES, size_bytes=6 * PAGE_BYTES), "size_bytes"),
+        (replace(PAGES, size_bytes=-1), "size_bytes"),
+        (replace(PAGES, is_compressed=False), "size_bytes"),
+        (replace(PAGES, runs=RUNS[:-1]), "runs"),
+        (replace(PAGES, runs=pack_runs((PageRun(1, 7),))), "runs"),
+        (replace(PAGES, runs=pack_runs((PageRun(2, 3), PageRun(1, 3)))), "runs"),
+        (replace(PAGES, runs=pack_runs((PageRun(1, 6), PageRun(7, 0)))), "runs"),
+        (replace(PAGES, runs=pack_runs((PageRun((1 << 64) - 6, 6),))), "runs"),
+        (replace(KNOWN, runs=b""), "runs"),
+        (replace(IMAGE, name="../core"), "name"),
+        (replace(IMAGE, mode=0o100644), "mode"),
+        (replace(IMAGE, offset=(1 << 63) - 1), "offset"),
+        (replace(BLOCKS, path="srv/db"), "path"),
+        (replace(BLOCKS, number=-1), "number"),
+        (replace(HELD, pid=Pid(9)), "pid"),
+        (replace(HELD, cgroup="/../x"), "cgroup"),
+        (replace(STATE, state="x" * 99), "state"),
+        (Forget(migration=""), "migration"),
+        (Prepare(checkpoint=a_checkpoint(), absent=("/srv/../etc/passwd",)), "absent"),
+    ],
+)
+def test_what_no_ckpt_says_of_a_migration_is_refused(lie: Message, field: str) -> None:
+    with pytest.raises(PeerFailed, match=f"cannot be read: {field}"):
+        read_message(io.BytesIO(encode(lie)).read, (type(lie),), "there")
+
+
+@given(st.lists(st.tuples(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1))))
+def test_runs_are_unpacked_as_they_were_packed(pairs: list[tuple[int, int]]) -> None:
+    runs = tuple(PageRun(*pair) for pair in pairs)
+    assert unpack_runs(pack_runs(runs)) == runs
+
+
+def test_every_message_of_a_migration_was_tried() -> None:
+    assert {type(message) for message in MOVING} == set(MIGRATION_KINDS.values())
+
+
 def test_what_a_login_prints_before_the_mark_is_dropped_and_bounded() -> None:
     stream = io.BytesIO(b"Welcome to \x89ckpt!\n" + MARK + b"rest")
     skip_to_mark(stream.read, "there")
@@ -175,5 +342,5 @@ def test_what_a_login_prints_before_the_mark_is_dropped_and_bounded() -> None:
 
 def test_the_highest_common_protocol_is_taken_and_none_names_both_offers() -> None:
     assert common_protocol(Hello(protocols=(99, 1), version="2.0", host="x"), "there") == 1
-    with pytest.raises(NoCommonProtocol, match=r"protocol 1, and ckpt 2\.0 there 7, 8"):
+    with pytest.raises(NoCommonProtocol, match=r"the protocols 1, 2, and ckpt 2\.0 there 7, 8"):
         common_protocol(Hello(protocols=(8, 7), version="2.0", host="x"), "there")

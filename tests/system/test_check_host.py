@@ -156,7 +156,7 @@ def test_what_goes_wrong_on_the_way_has_its_own_exit_code_and_a_remedy(lab: Lab)
     greeting = lab.folder / "greeting"
     greeting.write_bytes(b"Welcome!\n" + MARK + encode(Hello(protocols=(99,), version="9.0", host="there")))
     newer = lab.ssh.program(f"exec cat {greeting}", "newer")
-    assert "protocol 1, and ckpt 9.0 there 99" in fails(54, "--remote-ckpt", newer)["message"]
+    assert "the protocols 1, 2, and ckpt 9.0 there 99" in fails(54, "--remote-ckpt", newer)["message"]
     stranger = lab.ssh.strangers_key()
     refused = lab.here.ckpt(
         lab.ckpt,

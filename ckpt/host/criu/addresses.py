@@ -76,6 +76,22 @@ def present_pages(entry: Any) -> int:
     return int(entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages)
 
 
+def lazy_pages(entry: Any) -> int:
+    """How many pages of an entry were left at their source, to be brought when they are touched."""
+    if entry.HasField("flags") and entry.flags & _LAZY and not entry.flags & _PRESENT:
+        return int(entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages)
+    return 0
+
+
+def lazy_pages_in(images: Path) -> int:
+    """How many pages of an image set were left at their source.
+
+    Raises:
+        ObjectCorrupt, OsRefused: a page map cannot be read.
+    """
+    return sum(lazy_pages(entry) for path in page_maps(images) for entry in page_map(path)[1])
+
+
 def is_elsewhere(entry: Any) -> bool:
     """Whether the pages of an entry are in an earlier dump's images, or were left at their source."""
     if entry.HasField("flags"):

@@ -102,6 +102,7 @@ def describe(directory: Path, *, job: JobName | None, message: str) -> ForeignIm
             saved_directories=(),
             volumes=(),
             settings=(),
+            networks=(),
             waits=(),
         ),
     )

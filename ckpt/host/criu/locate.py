@@ -17,12 +17,19 @@ from ckpt.errors import CriuMissing
 PRIVATE: Final = Path("/opt/ckpt/criu/bin/criu")
 """Where scripts/setup puts a CRIU of ckpt's own."""
 
+_LIB: Final = Path(__file__).parents[3]
+_MANIFEST: Final = _LIB / "setup.json"
+"""What is there in a release that `ckpt host setup` installed, and in no checkout: above one, anybody may write."""
+
+BESIDE: Final = _LIB.parent / "criu/bin/criu"
+"""Where the CRIU of such a release is."""
+
 MINIMUM: Final = (4, 2)
 """Older ones fail on kernel 6.18 for every inet socket; named in messages, never compared to decide."""
 
 
 def find_criu(environment: Mapping[str, str] = os.environ, private: Path = PRIVATE) -> Path:
-    """The path of CRIU: $CKPT_CRIU, else the private one, else the first in PATH.
+    """The path of CRIU: $CKPT_CRIU, else that of this release, else the private one, else the first in PATH.
 
     Raises:
         CriuMissing: none of them is there; names the places.
@@ -32,6 +39,8 @@ def find_criu(environment: Mapping[str, str] = os.environ, private: Path = PRIVA
         if not _runs(Path(ordered)):
             raise CriuMissing(places=(f"{ordered} ($CKPT_CRIU)",))
         return Path(ordered).absolute()
+    if _MANIFEST.is_file() and _runs(BESIDE):
+        return BESIDE
     if _runs(private):
         return private
     search = environment.get("PATH", os.defpath)

@@ -15,12 +15,13 @@ import re
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
 from ckpt.errors import OsRefused
 from ckpt.host.criu.log import HEAD_BYTES
+from ckpt.host.network.namespace import within
 
 RUN_ID_CHARS: Final = 21
 """How much of the run id the table's name holds."""
@@ -34,6 +35,7 @@ _NFNL_MSG_BATCH_BEGIN: Final = 0x10
 _NFNL_MSG_BATCH_END: Final = 0x11
 _NFT_MSG_GETTABLE: Final = 1
 _NFT_MSG_DELTABLE: Final = 2
+_NFPROTO_ANY: Final = 0
 _NFPROTO_INET: Final = 1
 _NFTA_TABLE_NAME: Final = 1
 _NLM_F_REQUEST: Final = 0x1
@@ -64,23 +66,36 @@ def run_id_in(log: Path) -> str:
     return ""
 
 
-def list_tables() -> tuple[str, ...]:
-    """The names of CRIU's tables in this network namespace; none where nftables is not there.
+def list_tables(namespace: int | None = None) -> tuple[str, ...]:
+    """The names of CRIU's tables in this network namespace, or the one of a descriptor; none without nftables.
 
     Raises:
         OsRefused: the kernel did not tell.
     """
+    return tuple(name for name in _names(namespace, _NFPROTO_INET) if name.startswith(_PREFIX))
+
+
+def count_tables(namespace: int) -> int:
+    """How many tables others than CRIU have made in the network namespace.
+
+    Raises:
+        OsRefused: the kernel did not tell.
+    """
+    return sum(not name.startswith(_PREFIX) for name in _names(namespace, _NFPROTO_ANY))
+
+
+def _names(namespace: int | None, family: int) -> list[str]:
+    question = _message(_NFT_MSG_GETTABLE, _NLM_F_REQUEST | _NLM_F_DUMP, sequence=1, family=family)
     try:
-        with _open() as netlink:
-            netlink.send(_message(_NFT_MSG_GETTABLE, _NLM_F_REQUEST | _NLM_F_DUMP, sequence=1))
-            names = [_name(payload) for kind, payload in _answers(netlink) if kind != _NLMSG_ERROR]
+        with _open(namespace) as netlink:
+            netlink.send(question)
+            return [_name(payload) for kind, payload in _answers(netlink) if kind != _NLMSG_ERROR]
     except OSError as error:
         raise OsRefused(operation="list", subject="nftables' tables", reason=_reason(error)) from error
-    return tuple(name for name in names if name.startswith(_PREFIX))
 
 
-def remove_table(name: str) -> bool:
-    """Remove one of CRIU's tables from this network namespace; False if there is none of that name.
+def remove_table(name: str, namespace: int | None = None) -> bool:
+    """Remove one of CRIU's tables from this network namespace, or the one of a descriptor; False if it is not there.
 
     Raises:
         ValueError: not a name that CRIU gives.
@@ -97,7 +112,7 @@ def remove_table(name: str) -> bool:
         + _batch(_NFNL_MSG_BATCH_END, sequence=3)
     )
     try:
-        with _open() as netlink:
+        with _open(namespace) as netlink:
             netlink.send(batch)
             code = next((_error(payload) for kind, payload in _answers(netlink) if kind == _NLMSG_ERROR), 0)
     except OSError as error:
@@ -109,15 +124,19 @@ def remove_table(name: str) -> bool:
     return code == 0
 
 
-def _open() -> socket.socket:
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+def _open(namespace: int | None) -> socket.socket:
+    # A socket stays in the namespace in which it was made.
+    with nullcontext() if namespace is None else within(namespace):
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
     netlink.settimeout(_TIMEOUT_S)
     netlink.bind((0, 0))
     return netlink
 
 
-def _message(kind: int, flags: int, *, sequence: int, content: bytes = b"") -> bytes:
-    payload = _FAMILY.pack(_NFPROTO_INET, 0, 0) + content
+def _message(
+    kind: int, flags: int, *, sequence: int, content: bytes = b"", family: int = _NFPROTO_INET
+) -> bytes:
+    payload = _FAMILY.pack(family, 0, 0) + content
     return _HEADER.pack(
         _HEADER.size + len(payload), _NFNL_SUBSYS_NFTABLES << 8 | kind, flags, sequence, 0
     ) + payload  # fmt: skip

@@ -77,6 +77,9 @@ class DumpRequest:
     frozen: it must be given for a frozen cgroup, or CRIU hangs and ending it destroys the workload.
     With `tcp_established` connections are kept, and locked with nftables for that time; else nothing is locked. `timeout` bounds CRIU's own work, hooks not
     counted; `seize_timeout_s` is CRIU's own limit for stopping the tasks.
+
+    With `lazy_socket` private anonymous memory stays in the tasks, and after the post-dump hook CRIU serves it on
+    that descriptor, one of the `kept_fds`, until the other end is closed.
     """
 
     pid: Pid
@@ -90,6 +93,7 @@ class DumpRequest:
     external_unix: bool = False
     shell_job: bool = False
     ghost_limit_bytes: ByteCount = ByteCount(1 << 20)
+    lazy_socket: int | None = None
     externals: tuple[str, ...] = ()
     cgroup_mode: CgroupMode = CgroupMode.IGNORE
     log_level: LogLevel = LogLevel.INFO
@@ -123,7 +127,8 @@ class RestoreRequest:
 
     `root` must be a mount point when the tree has its own mount namespace. With `sibling` the restored root
     becomes a child of CRIU's parent, which then gets its exit status; else of CRIU's nearest subreaper.
-    `work` and `timeout` are as in DumpRequest.
+    `work` and `timeout` are as in DumpRequest. With `lazy` pages that the images lack, or have as lazy ones, are filled
+    in by the daemon that listens in the work directory (hearing.py in ckpt.host.lazy).
     """
 
     images: Path
@@ -139,6 +144,7 @@ class RestoreRequest:
     shell_job: bool = False
     cgroup_mode: CgroupMode = CgroupMode.IGNORE
     cgroup_roots: tuple[CgroupRoot, ...] = ()
+    lazy: bool = False
     lsm_profile: str = ""
     log_level: LogLevel = LogLevel.INFO
     timeout: Nanoseconds = Nanoseconds(600 * SECOND)

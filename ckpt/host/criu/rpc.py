@@ -6,6 +6,7 @@ Source: images/rpc.proto; criu/cr-service.c (setup_opts_from_req); criu/config.c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +31,11 @@ def dump_message(request: DumpRequest) -> Any:
     Raises:
         OsRefused: the config file cannot be written.
     """
-    message = _message(rpc.DUMP, request, network=True)
+    # With lazy pages the RPC takes no socket (criu/cr-service.c, setup_opts_from_req); a config file does.
+    serving = () if request.lazy_socket is None else (f"ps-socket {request.lazy_socket}",)
+    message = _message(rpc.DUMP, request, network=True, more=serving)
     options = message.opts
+    options.lazy_pages = request.lazy_socket is not None
     options.pid = request.pid
     options.leave_running = request.leave_running
     options.link_remap = request.link_remap
@@ -52,6 +56,7 @@ def restore_message(request: RestoreRequest) -> Any:
     message = _message(rpc.RESTORE, request, network=False)
     options = message.opts
     options.rst_sibling = request.sibling
+    options.lazy_pages = request.lazy
     if request.root is not None:
         options.root = str(request.root)
     for inherited in request.inherit_fds:
@@ -74,7 +79,9 @@ def cpuinfo_message(images: Path, *, check: bool) -> Any:
     return message
 
 
-def _message(kind: int, request: DumpRequest | RestoreRequest, *, network: bool) -> Any:
+def _message(
+    kind: int, request: DumpRequest | RestoreRequest, *, network: bool, more: Sequence[str] = ()
+) -> Any:
     message = rpc.criu_req(type=kind)
     options = message.opts
     # A descriptor would be opened as /proc/PID/fd/N by a CRIU that may live in another PID namespace.
@@ -94,15 +101,18 @@ def _message(kind: int, request: DumpRequest | RestoreRequest, *, network: bool)
         # makes its table for every dump, under the freeze, also where no connection will be locked; it stays
         # behind when the tasks do not go on here (criu/net.c, network_lock, network_unlock).
         options.network_lock = rpc.NFTABLES if request.tcp_established else rpc.SKIP
+    lines = list(more)
     if request.work_directory != request.images:
-        options.config_file = str(_write_config(request))
+        lines.append(f'work-dir "{request.work_directory}"')
+    if lines:
+        options.config_file = str(_write_config(request, lines))
     return message
 
 
-def _write_config(request: DumpRequest | RestoreRequest) -> Path:
+def _write_config(request: DumpRequest | RestoreRequest, lines: Sequence[str]) -> Path:
     path = request.work_directory / f"{request.log.stem}.conf"
     try:
-        path.write_text(f'work-dir "{request.work_directory}"\n', encoding="utf-8", errors="surrogateescape")
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise OsRefused(operation="write", subject=str(path), reason=str(error.strerror)) from error
     return path

@@ -17,10 +17,12 @@ from typing import Final
 
 from ckpt.errors import NoSpace, OsRefused
 from ckpt.host.inodes import calls, copying
+from ckpt.host.inodes.attributes import set_attributes
 from ckpt.host.inodes.changes import Changes
 from ckpt.host.inodes.ledger import Ledger, Made
 from ckpt.host.inodes.places import Place, Refused, is_written_elsewhere, opened_place
 from ckpt.host.inodes.refilling import keep_former
+from ckpt.model.checkpoint import ExtendedAttribute
 from ckpt.units import Nanoseconds
 
 _MODE_MASK: Final = 0o1777
@@ -28,12 +30,13 @@ _MODE_MASK: Final = 0o1777
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """What a saved file has beside its content."""
+    """What a saved file has beside its content; `extended` None leaves alone what is there."""
 
     mode: int
     uid: int
     gid: int
     mtime_ns: Nanoseconds
+    extended: tuple[ExtendedAttribute, ...] | None = None
 
 
 class SavedContents:
@@ -117,6 +120,8 @@ class SavedContents:
 
 def _set(target: int, attributes: Attributes) -> None:
     os.fchmod(target, attributes.mode & _MODE_MASK)
+    if attributes.extended is not None:
+        set_attributes(target, attributes.extended)
     os.utime(target, ns=(attributes.mtime_ns, attributes.mtime_ns))
 
 

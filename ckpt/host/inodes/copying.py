@@ -65,9 +65,10 @@ def copy_attributes(source: int, target: int) -> None:
 
 def same_content(one: int, other: int) -> bool:
     """Whether two open files hold the same bytes."""
-    size = os.fstat(one).st_size
-    if size != os.fstat(other).st_size:
-        return False
+    here, there = os.fstat(one), os.fstat(other)
+    if here.st_size != there.st_size or os.path.samestat(here, there):
+        return here.st_size == there.st_size
+    size = here.st_size
     at = 0
     while at < size:
         block = os.pread(one, _COMPARE_BYTES, at)

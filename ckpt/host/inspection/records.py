@@ -26,6 +26,8 @@ _MINOR_BITS: Final = 20
 """The kernel prints its own dev_t in fdinfo: 12 bits of major, 20 of minor."""
 
 _OBJECTS: Final = ("pipe:[", "socket:[", "/memfd:")
+_NAMELESS: Final = "/memfd:/dev/zero"
+"""What CRIU makes of shared memory without a file (criu/memfd.c): nobody can ask for its numbers."""
 _PROGRAMS: Final = frozenset((RoleKind.MAP, RoleKind.EXE))
 
 
@@ -62,7 +64,7 @@ def held_objects(holds: Iterable[Hold]) -> dict[Key, HeldFile]:
     """
     found: dict[Key, HeldFile] = {}
     for hold in holds:
-        if hold.target.startswith(_OBJECTS):
+        if hold.target.startswith(_OBJECTS) and not hold.target.startswith(_NAMELESS):
             held = found.setdefault(hold.key, HeldFile(first=hold))
             held.roles.append(Role(pid=hold.pid, kind=hold.kind, detail=hold.detail))
     return found

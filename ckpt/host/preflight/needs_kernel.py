@@ -59,6 +59,14 @@ def _rseq() -> bool:
     return ctypes.get_errno() != errno.ENOSYS
 
 
+def _userfaultfd() -> bool:
+    try:
+        found = engine.features(find_criu())
+    except CkptError:
+        return False
+    return found.uffd and found.uffd_noncoop
+
+
 def _ipv6() -> bool:
     try:
         socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
@@ -78,6 +86,7 @@ _PROBES: Final[Mapping[KernelFeature, Callable[[], bool]]] = {
     KernelFeature.SECCOMP_FILTER: lambda: os.path.exists("/proc/sys/kernel/seccomp/actions_avail"),
     KernelFeature.RSEQ: _rseq,
     KernelFeature.IPV6: _ipv6,
+    KernelFeature.USERFAULTFD: _userfaultfd,
 }
 
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from ckpt.errors import CkptError
 from ckpt.host import cgroup_settings, mounts
+from ckpt.host.carried import is_shared_memory
 from ckpt.host.criu import engine
 from ckpt.host.criu.locate import find_criu
 from ckpt.host.hostfacts import read_host_facts
@@ -24,15 +25,19 @@ from ckpt.host.inspection.digests import DigestCache, Result, Wanted
 from ckpt.host.inspection.holdings import Hold
 from ckpt.host.inspection.records import HeldFile
 from ckpt.host.inspection.snapshot import Snapshot
+from ckpt.host.jobs import JobRegistry
 from ckpt.host.linux import pidfd_getfd
+from ckpt.host.network.reading import networks_of
 from ckpt.host.process_table import stat_of
 from ckpt.host.virtual.registry import table_for
+from ckpt.host.volumes.adapter import HostVolumes
 from ckpt.model.inodes import DigestState, FileKind, Identity, InodeRecord, RoleKind
 from ckpt.model.needs import (
     KernelFeature,
     NeededHugePages,
     NeededName,
     NeededPort,
+    NeededVolume,
     Needs,
     Protocol,
     add_huge_pages,
@@ -48,6 +53,9 @@ DIGEST_LIMIT: Final = ByteCount(64 << 20)
 
 _IMAGES_ABOVE_MEMORY: Final = ByteCount(4 << 20)
 """What CRIU's other images take, at most, for a workload of usual size."""
+
+_BLOCK_BYTES: Final = 512
+"""The unit of st_blocks."""
 
 _TCP_CLOSE: Final = 7
 _TCP_LISTEN: Final = 10
@@ -73,6 +81,8 @@ def needs_of_target(target: Target, state: str, *, digest_limit: ByteCount = DIG
     facts = read_host_facts("", "")
     memory = ByteCount(sum(map(_memory_of, taken.processes)))
     looked = list(_sockets(taken))
+    volumes = HostVolumes(state, JobRegistry(state)).images(target)
+    places = frozenset(record.mountpoint for record, _ in volumes)
     return Needs(
         subject=str(target.ref),
         job=target.job,
@@ -80,10 +90,19 @@ def needs_of_target(target: Target, state: str, *, digest_limit: ByteCount = DIG
         cpu_features=facts.cpu_features,
         criu_version=_criu_version(),
         pids=needed_pids(taken.trees),
-        files=needed_files(_records(taken, state, digest_limit), set()),
-        mounts=tuple(mount for tree in taken.trees for mount in mounts.external_mounts(tree.root)),
-        volumes=(),
+        files=needed_files(_records(taken, state, digest_limit), set(), tuple(places)),
+        mounts=tuple(
+            mount
+            for tree in taken.trees
+            for mount in mounts.external_mounts(tree.root)
+            if mount.mountpoint not in places
+        ),
+        volumes=tuple(
+            NeededVolume(mountpoint=each.mountpoint, filesystem=each.filesystem, device=each.device)
+            for each, _ in volumes
+        ),
         ports=tuple(dict.fromkeys(each for each in looked if isinstance(each, NeededPort))),
+        networks=networks_of(taken.trees),
         names=tuple(dict.fromkeys(each for each in looked if isinstance(each, NeededName))),
         features=tuple(
             dict.fromkeys(
@@ -101,7 +120,11 @@ def needs_of_target(target: Target, state: str, *, digest_limit: ByteCount = DIG
             default=-1,
         ),
         memory_bytes=memory,
-        staging_bytes=ByteCount(memory + _IMAGES_ABOVE_MEMORY),
+        staging_bytes=ByteCount(
+            memory
+            + _IMAGES_ABOVE_MEMORY
+            + sum(os.stat(image).st_blocks * _BLOCK_BYTES for _, image in volumes)
+        ),
         store_bytes=ByteCount(0),
     )
 
@@ -140,6 +163,8 @@ def _records(taken: Snapshot, state: str, limit: ByteCount) -> Iterator[InodeRec
     cache = DigestCache(f"{state}/digests.sqlite")
     digests: dict[object, Result] = dict(zip(settled, cache.take(wanted, limit), strict=True))
     for key, held in files.items():
+        if is_shared_memory(held):
+            continue
         yield records.record(
             held,
             details[key],

@@ -154,12 +154,16 @@ def _names(needs: Needs, _here: Here) -> Iterator[Found]:
                 severity=Severity.WARNING,
                 remedy="Stop the other one first, or its clients will reach the restored workload.",
             )
-        elif not os.path.isdir(os.path.dirname(path)):
+
+
+def _name_directories(needs: Needs, _here: Here) -> Iterator[Found]:
+    for needed in needs.names:
+        directory = os.path.dirname(needed.name)
+        if not needed.is_abstract and not os.path.isdir(directory):
             yield Found(
                 pid=None,
-                subject=path,
-                message=f"{os.path.dirname(path)} is missing here, where a unix socket of the workload must be bound",
-                remedy="Make the directory.",
+                subject=needed.name,
+                message=f"{directory} is missing here, where a unix socket of the workload must be bound",
             )
 
 
@@ -205,5 +209,13 @@ RULES: Final = (
         effect="CRIU cannot bind an abstract name that is in use, nor over a file; it takes the name of another socket.",
         remedy="Stop the program that has the name.",
         find=_names,
+    ),
+    NeedRule(
+        name="unix-directory",
+        severity=Severity.BLOCKER,
+        title="Directories of unix sockets that are missing",
+        effect="CRIU cannot bind the name.",
+        remedy="Make the directory.",
+        find=_name_directories,
     ),
 )

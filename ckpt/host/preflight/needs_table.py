@@ -9,7 +9,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from ckpt.host.preflight import needs_cpu, needs_files, needs_kernel, needs_places, needs_room, needs_tasks
+from ckpt.host.preflight import (
+    needs_cpu,
+    needs_files,
+    needs_kernel,
+    needs_network,
+    needs_places,
+    needs_room,
+    needs_tasks,
+)
 from ckpt.host.preflight.needs_rule import Here, NeedRule
 from ckpt.host.preflight.rule import Found
 from ckpt.host.process_table import stat_of
@@ -22,6 +30,7 @@ NEED_RULES: Final[tuple[NeedRule, ...]] = (
     *needs_tasks.RULES,
     *needs_files.RULES,
     *needs_places.RULES,
+    *needs_network.RULES,
     *needs_room.RULES,
 )
 

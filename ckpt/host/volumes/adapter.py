@@ -8,7 +8,7 @@ from ckpt.errors import NoSuchTarget, ObjectCorrupt
 from ckpt.host.jobs import JobRegistry
 from ckpt.host.operations import JournaledOperation
 from ckpt.host.volumes import dumping
-from ckpt.host.volumes.book import Book
+from ckpt.host.volumes.book import Book, VolumeRecord
 from ckpt.host.volumes.bringing import BroughtVolumes
 from ckpt.model.checkpoint import Volume
 from ckpt.model.target import Target
@@ -31,6 +31,15 @@ class HostVolumes:
         """
         for job in self._jobs_in(target):
             dumping.write_out(Book(self._state), job)
+
+    def images(self, target: Target) -> tuple[tuple[VolumeRecord, str], ...]:
+        """The volumes of a target, each with the path of its image."""
+        book = Book(self._state)
+        return tuple(
+            (record, f"{book.directory(job)}/{record.image}")
+            for job in self._jobs_in(target)
+            for record in book.of(job)
+        )
 
     def copy_frozen(self, target: Target, operation: object) -> tuple[tuple[Volume, str], ...]:
         """Copy the volumes of a target that stands still into the operation's staging; each with its copy's path.

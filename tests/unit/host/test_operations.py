@@ -25,6 +25,7 @@ from ckpt.host.journal import (
     Frozen,
     Gathered,
     Killing,
+    NetworkDetached,
     NetworkLocked,
     Origin,
     Restoring,
@@ -47,6 +48,9 @@ STEPS = (
     VolumesChanging(state="/var/lib/ckpt", job="web", had_former=True, mounted=False),
     SetAside(directory="/srv", aside="/srv.aside-x"),
     Directory(path="/tmp/x"),
+    NetworkDetached(
+        pid=Pid(9), start_ticks=10, network="bridge", parent="br0", link="ckpt0", committed=False
+    ),
 )
 ENTRY = Entry(
     what="dump", controller=ProcessRef(pid=Pid(1), start_ticks=2), boot_id="x", phase="frozen", steps=STEPS

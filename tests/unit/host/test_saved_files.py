@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.moved import listing
 
 from ckpt.errors import HostMismatch, NoSpace, Usage
 from ckpt.host import recovery, saved_files, saved_files_found
@@ -263,8 +264,76 @@ def test_after_the_commit_a_crash_takes_nothing_back_and_leaves_no_former_conten
     folder: Path, operation: JournaledOperation
 ) -> None:
     write_back(operation, changed_files(folder, operation))
-    operation.commit_restore()
+    operation.commit_restore(frozen=None)
     recovery.undo_operation(os.path.dirname(operation.staging))
     assert {name: content for name, (_, content) in tree(folder).items()} == {"a": b"then", "deep/b": b"then"}
     (aside,) = folder.parent.glob("files.aside-*")
     assert (aside / "new").read_bytes() == b"new"
+
+
+def test_what_may_not_be_found_is_moved_aside_and_comes_back_with_an_undo(
+    folder: Path, operation: JournaledOperation
+) -> None:
+    journal = folder / "facts.db-journal"
+    (folder / "facts.db").write_bytes(b"then")
+    selection = taken(operation, folder / "facts.db")
+    (folder / "facts.db").write_bytes(b"later")
+    journal.write_bytes(b"hot")
+    (folder / "other").write_bytes(b"other")
+    before = tree(folder)
+    absent = (str(journal), str(folder / "facts.db-wal"), str(folder / "gone/journal"))
+
+    with open(journal, "ab"), pytest.raises(HostMismatch, match="was not there, and another process"):
+        HostFileWriter().begin(operation).write("web", selection.files, (), absent=absent)
+    assert tree(folder) == before
+
+    written = HostFileWriter().begin(operation)
+    written.write("web", selection.files, (), absent=absent)
+    assert {name for name in tree(folder) if name[0] != "."} == {"facts.db", "other"}
+    (aside,) = folder.parent.glob("files.aside-*")
+    assert [path.name for path in aside.iterdir()] == [journal.name]
+    assert str(aside) in written.warnings[0]
+    written.undo()
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_extended_attributes_and_access_lists_are_those_of_the_dump(
+    folder: Path, operation: JournaledOperation, *, is_there: bool
+) -> None:
+    file = folder / "file"
+    file.write_bytes(b"then")
+    os.setxattr(file, "user.origin", b"\x00lab")
+    # user::rw-, user:1000:r--, group::r--, mask::r--, other::---
+    acl = bytes.fromhex(
+        "0200000001000600ffffffff02000400e803000004000400ffffffff10000400ffffffff20000000ffffffff"
+    )
+    try:
+        os.setxattr(file, "system.posix_acl_access", acl)
+    except OSError:
+        pytest.skip("this file system has no access control lists")
+    mode = file.stat().st_mode
+    selection = taken(operation, folder)
+    if is_there:
+        os.removexattr(file, "system.posix_acl_access")
+        os.setxattr(file, "user.origin", b"other")
+        os.setxattr(file, "user.later", b"x")
+        file.chmod(0o600)
+    else:
+        file.unlink()
+    before = listing(folder)
+
+    written = write_back(operation, selection)
+    assert {name: os.getxattr(file, name) for name in os.listxattr(file)} == {
+        "system.posix_acl_access": acl,
+        "user.origin": b"\x00lab",
+    }
+    assert file.stat().st_mode == mode
+    written.undo()
+    assert listing(folder) == before
+
+    write_back(operation, selection).settle()
+    again = HostFileWriter().begin(operation)
+    changed_ns = file.stat().st_ctime_ns
+    again.write("web", selection.files, selection.directories)
+    assert file.stat().st_ctime_ns == changed_ns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from dataclasses import replace
 
 import pytest
 from fakes.needs import NO_NEEDS
@@ -21,13 +22,15 @@ from ckpt.codec.messages import (
     encode,
     read_message,
 )
+from ckpt.codec.migration_messages import AskDirect, SwitchToDirect
 from ckpt.errors import NoCommonProtocol, NotRoot, PeerFailed
 from ckpt.model.findings import Finding
 from ckpt.model.needs import Needs
 from ckpt.remote import serving
 from ckpt.remote.serving import Answers, serve
+from ckpt.store.wire_seal import WireCipher
 
-OWN = Hello(protocols=(1,), version="0.1.0", host="there")
+OWN = Hello(protocols=(1, 2), version="0.1.0", host="there")
 
 
 def refuse() -> Facts:
@@ -67,11 +70,21 @@ def test_an_error_is_an_answer() -> None:
     assert (failed.slug, failed.exit_code, failed.hint) == ("not-root", 10, "Run it with sudo.")
 
 
+def test_who_takes_no_workload_in_offers_no_connection_and_answers_on() -> None:
+    asked = AskDirect(migration="0" * 16, address="127.0.0.1")
+    said = map(encode, (OWN, asked, SwitchToDirect(), AskNeeds(needs=NO_NEEDS)))
+    _, none, neither, findings = answers_to(*said, answers=replace(ANSWERS, new_cipher=WireCipher))
+    for failed in (none, neither):
+        assert isinstance(failed, Failed)
+        assert failed.message.startswith("Could not take a direct connection")
+    assert findings == Findings(findings=())
+
+
 def test_nonsense_and_a_strange_protocol_end_it() -> None:
     with pytest.raises(PeerFailed, match="asking side"):
-        answers_to(encode(OWN), encode(Alive()))
+        answers_to(encode(OWN), encode(Findings(findings=())))
     with pytest.raises(NoCommonProtocol):
-        answers_to(encode(Hello(protocols=(2,), version="9", host="here")))
+        answers_to(encode(Hello(protocols=(9,), version="9", host="here")))
 
 
 def test_it_says_that_it_is_alive_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:

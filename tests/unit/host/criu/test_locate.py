@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ckpt.errors import CriuMissing
+from ckpt.host.criu import locate
 from ckpt.host.criu.locate import find_criu
 
 
@@ -38,3 +39,16 @@ def test_a_file_that_cannot_be_executed_is_none(tmp_path: Path) -> None:
         find_criu({"PATH": str(tmp_path)}, private)
     assert str(private) in missing.value.message
     assert "scripts/setup" in missing.value.advice
+
+
+def test_a_release_has_its_own_before_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside, private = program(tmp_path / "release/criu/bin/criu"), program(tmp_path / "private/criu")
+    manifest = tmp_path / "release/lib/setup.json"
+    monkeypatch.setattr(locate, "BESIDE", beside)
+    monkeypatch.setattr(locate, "_MANIFEST", manifest)
+    # A checkout is none, whatever lies beside it.
+    assert find_criu({}, private) == private
+    manifest.parent.mkdir()
+    manifest.touch()
+    assert find_criu({}, private) == beside
+    assert find_criu({"CKPT_CRIU": str(private)}, private) == private

@@ -215,9 +215,9 @@ def test_a_port_of_an_address_that_is_none_is_told(here: Here) -> None:
 
 
 def test_a_name_in_a_directory_that_is_missing_is_a_blocker(here: Here, tmp_path: Path) -> None:
-    [finding] = found(here, "unix-name-taken", names=(NeededName(name=str(tmp_path / "no/x.sock")),))
+    [finding] = found(here, "unix-directory", names=(NeededName(name=str(tmp_path / "no/x.sock")),))
     assert str(tmp_path / "no") in finding.message
-    assert found(here, "unix-name-taken", names=(NeededName(name=str(tmp_path / "x.sock")),)) == []
+    assert found(here, "unix-directory", names=(NeededName(name=str(tmp_path / "x.sock")),)) == []
 
 
 def test_another_build_of_a_program_without_a_digest_is_a_blocker(here: Here) -> None:
