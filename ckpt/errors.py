@@ -21,7 +21,7 @@
     │   │   TransferBroken, CommitUndelivered, PagesLost),
     │   │   NoCommonProtocol 54, SetupFailed 55
     ├── ConflictError     60-69
-    │   ├── Locked 61, WrongState 62, NoSuchTarget 63
+    │   ├── Locked 61, WrongState 62, NoSuchTarget 63, SameHost 64
     ├── UndoError           90   an operator must look
     └── Interrupted        130
 
@@ -551,6 +551,16 @@ class WrongState(ConflictError):
     operation: str
     needed: str
     remedy: str = ""
+
+
+class SameHost(ConflictError):
+    """The two sides of a migration are one host."""
+
+    slug = "same-host"
+    exit_code = 64
+    sentence = "Migration {migration} begins on this very host, and cannot end on it."
+    hint = "Name another host."
+    migration: str
 
 
 class NoSuchTarget(ConflictError):

@@ -64,6 +64,8 @@ def restore_document(report: RestoreReport) -> dict[str, Any]:
         "pids": list(report.pids),
         "cgroup": report.cgroup,
         "restore_ms": milliseconds(report.restore_ns),
+        "lazy": report.lazy,
+        "resumed_ms": milliseconds(report.resumed_ns),
         "total_ms": milliseconds(report.total_ns),
         "file_changes": [plain(change) for change in report.file_changes],
         "inodes": plain(report.inodes),

@@ -20,8 +20,9 @@ from ckpt.cli.migrate_report import RoundTeller, migrate_document, migrate_text
 from ckpt.cli.parameters import duration_above_zero, target_ref
 from ckpt.cli.progress import telling
 from ckpt.cli.recover_migrations import outcome
-from ckpt.flow.migrate import MigrateCall, MigratePorts, check_migration
+from ckpt.flow.migrate import check_migration
 from ckpt.flow.migrate import migrate as move
+from ckpt.flow.migration_call import MigrateCall, MigratePorts
 from ckpt.model.clocks import TimePolicy
 from ckpt.model.findings import blockers
 from ckpt.model.inodes import InodePolicy
@@ -146,6 +147,8 @@ def command(call: Call, /, **given: Any) -> int:
             raise usage("--resume ID stands alone: the migration knows its target and its host.")
         return _resume(call, given["resume"], given)
     host = _take_host(given)
+    if "" in given["ship"]:
+        raise usage("--ship needs a path, or 'open'.")
     given["ship"] = tuple(path if path == _OPEN else os.path.realpath(path) for path in given["ship"])
     wiring.refuse_unknown_rules(given["allow"])
     source = wiring.new_source(call.store, host, given, json.dumps({name: given[name] for name in _KEPT}))
@@ -168,7 +171,7 @@ def _migrate(
     wanted = _wanted(given, host, resumed=resumed)
     output = call.output
     if wanted.lazy:
-        if wanted.pre_copy:
+        if wanted.pre_copy is not None:
             raise usage("--lazy sends the memory after the move, --pre-copy before it: choose one.")
         if wanted.base:
             raise usage(

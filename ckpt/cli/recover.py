@@ -40,7 +40,9 @@ def command(call: Call, /, decide: str | None) -> int:
     lines = [f"{action['subject']}: {action['done']}" for action in actions]
     output = call.output
     for problem in problems:
-        output.warn(f"{problem['subject']}: {problem['message']}")
+        output.warn(
+            " ".join(filter(None, (f"{problem['subject']}: {problem['message']}", problem.get("hint"))))
+        )
     output.result(
         {"actions": actions, "problems": problems},
         "\n".join(lines) or ("" if problems else "nothing to do"),

@@ -30,7 +30,7 @@ Told = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 def recover_migrations(call: Call) -> Told:
     """Finish or undo every migration of this host that nobody works on."""
     actions: list[dict[str, Any]] = []
-    problems = [problem_of("migrations", error) for error in wiring.damaged_migrations()]
+    problems = [_problem("migrations", error) for error in wiring.damaged_migrations()]
     todo: list[tuple[str, Callable[[], str]]] = [
         (f"migration {source.id} to {source.record.host}", partial(_settle_source, call, source))
         for source in wiring.known_sources()
@@ -47,7 +47,7 @@ def recover_migrations(call: Call) -> Told:
         except Interrupted:
             raise
         except CkptError as error:
-            problems.append(problem_of(subject, error))
+            problems.append(_problem(subject, error))
         else:
             if done:
                 actions.append({"subject": subject, "done": done})
@@ -77,6 +77,11 @@ def outcome(resolution: Resolution, *, is_lazy: bool, runs: bool) -> str:
             "as not all of its memory could follow. Both sides remove what is left of the migration."
         )
     return resolution.sentence
+
+
+def _problem(subject: str, error: CkptError) -> dict[str, Any]:
+    """With what can be done: most of them wait for somebody."""
+    return problem_of(subject, error) | {"hint": error.advice}
 
 
 def _settle_source(call: Call, source: SourceSide) -> str:

@@ -70,6 +70,12 @@ _METHODS: Final = {
 @click.option("--name", "job", type=job_name, metavar="JOB", help="File it under this job's name.")
 @click.option("--attach", is_flag=True, help="Stay: relay output and signals, exit with the workload's code.")
 @click.option(
+    "--lazy",
+    is_flag=True,
+    help="Let it go on before its private memory is there: what it touches comes at once, the rest bit by bit. The "
+    "command returns when all is there; where that cannot come the workload is ended.",
+)
+@click.option(
     "--count",
     type=click.IntRange(1, 1000),
     metavar="N",
@@ -79,7 +85,8 @@ _METHODS: Final = {
 def command(call: Call, /, **given: Any) -> int:
     """Bring the checkpoint REF back: an id or its beginning, a tag, JOB, JOB@latest or JOB~1.
 
-    Everything is read and verified before anything is started. The workload runs detached unless --attach.
+    Everything is read and verified before anything is started; with --lazy private memory when it comes. The workload
+    runs detached unless --attach.
 
     \b
     --time      CLOCK_MONOTONIC                 CLOCK_BOOTTIME
@@ -101,7 +108,7 @@ def command(call: Call, /, **given: Any) -> int:
     )
     output = call.output
     with telling(output) as announce:
-        ports = wiring.restore_ports(call.store, announce)
+        ports = wiring.restore_ports(call.store, announce, lazy=given["lazy"])
         if given["count"] is not None:
             return _restore_copies(wanted, given["count"], ports, output)
         sources = _outputs(wanted, ports) if given["attach"] else []
@@ -118,6 +125,8 @@ def command(call: Call, /, **given: Any) -> int:
 def _check(call: Call, given: dict[str, Any]) -> None:
     if given["attach"] and call.json:
         raise usage("--attach gives stdout to the workload, so --json has no place for its document.")
+    if given["lazy"] and (given["attach"] or given["count"] is not None):
+        raise usage(f"--lazy and {'--attach' if given['attach'] else '--count'} exclude each other.")
     if given["count"] is None:
         return
     if given["count"] > 1 and given["pids"] != "new":
@@ -191,5 +200,10 @@ def _text(report: RestoreReport) -> str:
     return (
         f"{report.job} runs again from {report.id[:12]}: pid {pids}, restored in "
         f"{milliseconds(report.restore_ns):.1f} ms, in all {milliseconds(report.total_ns):.1f} ms"
+        + (
+            f", its memory behind it: it went on after {milliseconds(report.resumed_ns):.1f} ms"
+            if report.lazy
+            else ""
+        )
         + (f"\n  files: {kept}" if kept else "")
     )

@@ -24,11 +24,12 @@ from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
     from typing import Any
 
     from ckpt.cli.output import Output
-    from ckpt.flow.migrate import MigratePorts
-    from ckpt.flow.ports import CheckpointSource, ContentsReader
+    from ckpt.flow.migration_call import MigratePorts
+    from ckpt.flow.ports import CheckpointSource, ContentsReader, LateMemory
     from ckpt.flow.receive import Reception
     from ckpt.host.jobs import JobRecord, JobRegistry
     from ckpt.host.migrating.source_side import SourceSide
@@ -252,8 +253,13 @@ def target_needs() -> HostTargetNeeds:
     return HostTargetNeeds(state())
 
 
-def restore_ports(place: str, announce: Teller) -> RestorePorts:
+def restore_ports(place: str, announce: Teller, *, lazy: bool = False) -> RestorePorts:
     """Everything that a restore needs; the phases are announced as they begin.
+
+    Args:
+        place: Where the store is.
+        announce: Told of the phases.
+        lazy: Let private memory come when the workload runs already.
 
     Raises:
         CriuMissing: there is no CRIU.
@@ -270,6 +276,7 @@ def restore_ports(place: str, announce: Teller) -> RestorePorts:
 
     opened = open_store(place)
     opened.progress = announce
+    criu = find_criu()
     return RestorePorts(
         clock=HostClock(),
         operations=JournaledOperations(state()),
@@ -277,11 +284,18 @@ def restore_ports(place: str, announce: Teller) -> RestorePorts:
             HostInspector(state(), progress=announce), {"differences": "comparing the files"}, announce
         ),
         inodes=HostInodes(state(), os.path.abspath(_local_path(place))),
-        restorer=announced(CriuRestorer(find_criu(), jobs()), {"session": "restoring"}, announce),
+        restorer=announced(CriuRestorer(criu, jobs()), {"session": "restoring"}, announce),
         writer=announced(HostFileWriter(), {"begin": "writing files back"}, announce),
         store=expecting_restore(opened, announce),
         volumes=announced(HostVolumes(state(), jobs()), {"bring": "mounting the volumes"}, announce),
+        late=_late_memory(opened, criu, announce) if lazy else None,
     )
+
+
+def _late_memory(store: Store, criu: Path, announce: Teller) -> LateMemory:
+    from ckpt.host.lazy.late_memory import StoredMemory  # noqa: PLC0415
+
+    return StoredMemory(criu, store.read_range, announce)
 
 
 def restore_ports_from(source: CheckpointSource, place: str) -> RestorePorts:
@@ -347,7 +361,7 @@ def migrate_ports(
         CriuMissing: there is no CRIU.
     """
     from ckpt.cli.counting import counting  # noqa: PLC0415
-    from ckpt.flow.migrate import MigratePorts  # noqa: PLC0415
+    from ckpt.flow.migration_call import MigratePorts  # noqa: PLC0415
     from ckpt.flow.snapshot import SnapshotPorts  # noqa: PLC0415
     from ckpt.host.clock import HostClock  # noqa: PLC0415
     from ckpt.host.criu.locate import find_criu  # noqa: PLC0415
@@ -433,7 +447,8 @@ def refuse_unknown_rules(names: Sequence[str]) -> None:
         if name not in known:
             raise Usage(
                 problem=f"There is no rule {name}.",
-                remedy="'ckpt migrate --dry-run' names those that found something.",
+                remedy="'ckpt migrate --dry-run' names those that found something; docs/rules.md and docs/check-host.md "
+                "list them all.",
             )
 
 
@@ -530,22 +545,30 @@ def settle_source(source: SourceSide, far: FarSide, ref: TargetRef | None, *, re
     """Finish or undo a migration from here, by the states of both sides; raises what settle() does."""
     from ckpt.flow.settle_migration import Known, SettlePorts, settle  # noqa: PLC0415
     from ckpt.host.freezer_control import control_of  # noqa: PLC0415
+    from ckpt.host.process_table import boot_id  # noqa: PLC0415
     from ckpt.host.recovery import recover_dead  # noqa: PLC0415
     from ckpt.host.targets import HostTargets  # noqa: PLC0415
 
     registry = jobs()
 
     def kill(cgroup: str) -> None:
-        control = control_of(cgroup)
+        # After a reboot nothing of it runs, and the cgroup may be another's.
+        control = control_of(cgroup) if source.record.boot_id == boot_id() else None
         if control is not None:
             control.kill()
 
-    record = source.record
     with source.lock():
+        record = source.record
         # What its controller left when it died comes first: it may still be frozen.
         recover_dead(state())
         return settle(
-            Known(host=record.host, job=record.job, cgroup=record.cgroup, ref=ref),
+            Known(
+                host=record.host,
+                job=record.job,
+                cgroup=record.cgroup,
+                ref=ref,
+                rebooted=record.boot_id != boot_id(),
+            ),
             SettlePorts(
                 targets=HostTargets(state(), registry.cgroup_of),
                 jobs=registry,

@@ -40,6 +40,9 @@ KEY_BYTES: Final = 32
 FILES_MAX: Final = 1 << 20
 """Files that one migration ships."""
 
+FILE_DIGESTS_MAX: Final = 1 << 20
+"""Digests of one answer to AskFile."""
+
 RUN: Final = struct.Struct("<QI")
 
 

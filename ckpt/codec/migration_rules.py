@@ -40,6 +40,9 @@ from ckpt.codec.migration_messages import (
     unpack_runs,
 )
 from ckpt.codec.packed import Refused
+from ckpt.model.clocks import TimePolicy
+from ckpt.model.inodes import InodePolicy
+from ckpt.model.migration import TargetState
 from ckpt.units import PAGE_BYTES, Pid
 
 _OFFSET_MAX: Final = (1 << 63) - 1
@@ -52,7 +55,8 @@ _ID: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _SPACE: Final = re.compile(r"[0-9]{1,10}/pagemap-(shmem-)?[0-9]{1,20}", re.ASCII)
 _ADDRESS: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}", re.ASCII)
 _PORT_MAX: Final = 0xFFFF
-_STATE: Final = re.compile(r"[a-z-]{0,32}", re.ASCII)
+_HOST_BYTES_MAX: Final = 255
+_PIDS: Final = ("same", "new")
 
 
 def check_migration(message: object) -> None:
@@ -121,12 +125,21 @@ def _check_named(message: Offer | Commit | Abort | Forget | AskState | State | A
     if isinstance(message, Offer | State):
         _refuse("job", names.refuse_label(message.job) if message.job else "")
     if isinstance(message, State):
-        _expect(bool(_STATE.fullmatch(message.state)), "state", "no state")
+        _expect(message.state in ("", *TargetState), "state", "no state of a target")
     if isinstance(message, Offer):
-        _expect(len(message.cgroup) <= PATH_BYTES_MAX, "cgroup", "longer than any path")
+        _check_policies(message)
+        _expect(len(message.source_host) <= _HOST_BYTES_MAX, "source_host", "longer than any name of a host")
         _expect(1 <= message.attempt <= _ROUNDS_MAX, "attempt", "no number of an attempt")
         _expect(len(message.base) <= _REF_MAX, "base", "longer than any name of a checkpoint")
         _check_roots(message.roots)
+
+
+def _check_policies(offer: Offer) -> None:
+    """They are written down, and a restore goes by them, perhaps once more after a crash."""
+    _expect(offer.time in list(TimePolicy), "time", "no policy")
+    _expect(offer.inodes in list(InodePolicy), "inodes", "no policy")
+    _expect(offer.pids in _PIDS, "pids", f"neither {' nor '.join(_PIDS)}")
+    _expect(len(offer.cgroup) <= PATH_BYTES_MAX, "cgroup", "longer than any path")
 
 
 def _check_roots(roots: Sequence[Pid]) -> None:
@@ -155,6 +168,7 @@ def _check_restored(message: Held | Running) -> None:
     # What runs may have ended since.
     has_ended = isinstance(message, Running) and not message.pid and not message.pids
     _expect(has_ended or (message.pid > 0 and message.pid in message.pids), "pid", "none of the pids")
+    _expect(len(message.pids) <= _ROOTS_MAX, "pids", f"more than {_ROOTS_MAX}")
     _expect(len(message.warnings) <= _WARNINGS_MAX, "warnings", f"more than {_WARNINGS_MAX}")
     _refuse("cgroup", names.refuse_absolute_path(message.cgroup))
 

@@ -86,11 +86,29 @@ def check_records(checkpoint_id: CheckpointId, checkpoint: Checkpoint) -> None:
     Raises:
         ObjectCorrupt: one lies; says which, and how.
     """
+    if lie := _lie_about_trees(checkpoint):
+        raise ObjectCorrupt(kind="manifest", name=checkpoint_id, reason=f"it lies about its processes: {lie}")
     for inode in checkpoint.inodes:
         if lie := lie_of(inode):
             raise ObjectCorrupt(
                 kind="manifest", name=checkpoint_id, reason=f"it lies about the file {inode.path}: {lie}"
             )
+
+
+def _lie_about_trees(checkpoint: Checkpoint) -> str:
+    """What cannot be true of the trees and their image sets; "" for nothing."""
+    trees = checkpoint.workload.trees
+    roots = sorted(tree.root for tree in trees)
+    if not roots:
+        return "there are none"
+    if len(set(roots)) != len(roots):
+        return "two trees have the same root"
+    for tree in trees:
+        if not tree.processes or tree.processes[0].pid != tree.root:
+            return f"the tree of process {tree.root} does not begin with it"
+    if sorted(images.root for images in checkpoint.image_sets) != roots:
+        return "the image sets are not those of the trees"
+    return ""
 
 
 def judge_files(

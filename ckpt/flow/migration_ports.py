@@ -191,6 +191,9 @@ class Senders(Protocol):
     def own_directory(self, target: Target) -> str:
         """The directory of ckpt's own files of a job, such as its log; "" for what is no job."""
 
+    def size_of(self, path: str) -> ByteCount:
+        """The size of a file of the images."""
+
     def send_file(self, path: str, root: Pid, name: str, far: FarSide) -> ByteCount:
         """Send a file of the images, or another one where `root` is 0; gives its size."""
 

@@ -5,10 +5,11 @@ Rule: nothing here is specific to CRIU's RPC, to a cgroup version, or to how a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from ckpt.errors import CkptError
 from ckpt.model.checkpoint import (
     AddressRun,
     CarriedFile,
@@ -413,6 +414,45 @@ class Restorer(Protocol):
 
     def put_back(self, files: tuple[tuple[CarriedFile, str], ...]) -> PutBack:
         """Put carried files, whose contents lie at the given paths, where the restore needs them."""
+
+
+class LateMemory(Protocol):
+    """Memory that a workload gets out of a store when it runs already; for one restore."""
+
+    def check(self) -> None:
+        """Return if this host can bring memory later.
+
+        Raises:
+            FeatureMissing: it cannot.
+        """
+
+    def has_pages(self, file: StoredFile) -> bool:
+        """Whether this file of an image set has pages: take() says which of those are wanted."""
+
+    def take(
+        self, checkpoint: CheckpointId, root: Pid, images: str, files: Sequence[StoredFile]
+    ) -> tuple[StoredFile, ...]:
+        """Bring later what can be of this image set, whose files but for pages lie in `images`.
+
+        Returns:
+            The files that must be there whole.
+
+        Raises:
+            ObjectMissing, ObjectCorrupt: the images are damaged.
+        """
+
+    @property
+    def left_bytes(self) -> ByteCount:
+        """How much take() has left out."""
+
+    def begin(self, operation: Operation) -> str:
+        """Serve from now on; gives the socket of who brings pages, as Restorer.session() takes it."""
+
+    def follow(self) -> CkptError | None:
+        """Return when all memory is there, with None; or when the workload was ended, with the reason. Never raises."""
+
+    def close(self) -> None:
+        """End it, and the workload with it if that runs and has not all; safe to repeat."""
 
 
 class FileKeeper(Protocol):

@@ -166,6 +166,7 @@ class TargetSides(Protocol):
         """One of them, locked, whether anything of it is here or not.
 
         Raises:
+            SameHost: it begins on this host.
             Locked: another process works on it, and does not let go in time.
         """
 
@@ -413,6 +414,14 @@ class _AskingGate(_OpenGate):
                 warnings=held.warnings,
             )
         )
+        if said.migration != self._side.id:
+            raise WrongState(
+                subject=f"Migration {self._side.id}",
+                state="held",
+                operation=f"what was said of migration {said.migration}",
+                needed="to be spoken of",
+                remedy="Run 'ckpt recover' on the source: it asks both sides and goes on from there.",
+            )
         if isinstance(said, Abort):
             raise _AbortedError
         return super().held(held)

@@ -4,6 +4,8 @@ Rules:
   R1  Nothing is started before every byte has been fetched and verified and the files have been compared.
   R2  No tree runs before all trees are restored; a failure before that leaves nothing.
   R3  commit() is the only point of no return.
+  R4  With late memory, private memory is not fetched before: it comes when the workload runs, every byte verified then,
+      and where it cannot come the workload is ended. What it had changed outside stays, and so does the checkpoint.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from ckpt.flow.ports import (
     FileWriter,
     Inodes,
     Inspector,
+    LateMemory,
     Operation,
     Operations,
     Restorer,
@@ -48,7 +51,7 @@ from ckpt.model.origin import Origin
 from ckpt.model.reports import RestoreReport
 from ckpt.model.shipping import ShippedDirectory
 from ckpt.model.workload import TargetKind, Tree
-from ckpt.units import SECOND, CheckpointId, JobName, Nanoseconds, Pid
+from ckpt.units import SECOND, ByteCount, CheckpointId, JobName, Nanoseconds, Pid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,7 @@ class RestoreCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestorePorts:
-    """The outside things that a restore needs."""
+    """The outside things that a restore needs; `late` None has all memory there before anything goes on."""
 
     clock: Clock
     operations: Operations
@@ -84,6 +87,7 @@ class RestorePorts:
     writer: FileWriter
     store: CheckpointSource
     volumes: Volumes
+    late: LateMemory | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +129,12 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         FilesChanged: files are not as recorded, and the policies forbid that.
         HostMismatch: pids are taken, or the place of a volume; names what is there.
         RestoreFailed: CRIU refused; nothing was left running.
+        FeatureMissing: memory cannot come late on this host.
     """
-    clock = ports.clock
+    clock, late = ports.clock, ports.late
     began = clock.stopwatch()
+    if late is not None:
+        late.check()
     checkpoint_id = ports.store.resolve(call.ref)
     ports.store.check_trust(checkpoint_id)
     checkpoint = ports.store.load(checkpoint_id).checkpoint
@@ -149,7 +156,7 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         saved = fetch_saved(checkpoint_id, checkpoint, policies, operation, ports.store)
         for content, path in volumes.images:
             ports.store.fetch(checkpoint_id, content, path)
-        _fetch(checkpoint_id, checkpoint, operation, ports.store)
+        _fetch(checkpoint_id, checkpoint, operation, ports.store, late)
         _check_pids(call, checkpoint, ports.restorer)
         refuse_other_devices(call.ref, call.inodes, volumes.attach())
         carried = tuple(
@@ -164,6 +171,10 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         files = ports.inodes.keeper(operation)
         undo.on_failure("give the files their former inodes", files.undo)
         restore_began = clock.stopwatch()
+        pages_from = call.pages_from
+        if late is not None:
+            undo.on_failure("end the way of its pages", late.close)
+            pages_from = late.begin(operation)
         session = ports.restorer.session(
             job=job,
             cgroup=_cgroup(call, checkpoint),
@@ -172,7 +183,7 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
             trees=checkpoint.workload.trees,
             held=frozenset(inode.path for inode in checkpoint.inodes),
             networks=checkpoint.networks,
-            pages_from=call.pages_from,
+            pages_from=pages_from,
             operation=operation,
         )
         undo.on_failure("remove what was restored", session.abort)
@@ -212,10 +223,14 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
             )
             origin = gate.held(held)
             session.commit(origin, gate.let_go)
+        resumed_ns = Nanoseconds(clock.stopwatch() - began)
         files.settle()
         contents.settle()
         volumes.settle()
         restore_ns = Nanoseconds(clock.stopwatch() - restore_began)
+        lost = None if late is None else late.follow()
+    if lost is not None:
+        raise lost
     return RestoreReport(
         id=checkpoint_id,
         job=job,
@@ -224,6 +239,8 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         cgroup=session.cgroup,
         restore_ns=restore_ns,
         total_ns=Nanoseconds(clock.stopwatch() - began),
+        resumed_ns=resumed_ns,
+        lazy=late is not None,
         file_changes=changes,
         inodes=outcomes,
         warnings=(*warnings, *session.problems[told:]),
@@ -260,13 +277,21 @@ def _image_directories(checkpoint: Checkpoint, operation: Operation) -> tuple[st
 
 
 def _fetch(
-    checkpoint_id: CheckpointId, checkpoint: Checkpoint, operation: Operation, store: CheckpointSource
+    checkpoint_id: CheckpointId,
+    checkpoint: Checkpoint,
+    operation: Operation,
+    store: CheckpointSource,
+    late: LateMemory | None,
 ) -> None:
-    """Bring every byte that the restore needs into the staging directory, verified."""
+    """Bring every byte that the restore needs into the staging directory, verified, but for what comes late."""
     for images in checkpoint.image_sets:
         directory = operation.directory(str(images.root))
         for file in images.files:
-            store.fetch(checkpoint_id, file, f"{directory}/{file.name}")
+            if late is None or not late.has_pages(file):
+                store.fetch(checkpoint_id, file, f"{directory}/{file.name}")
+        if late is not None:
+            for file in late.take(checkpoint_id, images.root, directory, images.files):
+                store.fetch(checkpoint_id, file, f"{directory}/{file.name}")
     for number, carried in enumerate(checkpoint.carried_files):
         store.fetch(checkpoint_id, carried.content, f"{operation.staging}/carried-{number}")
     operation.note_phase("fetched")
@@ -296,7 +321,8 @@ def _add_trees(
     by_root: dict[Pid, Tree] = {tree.root: tree for tree in checkpoint.workload.trees}
     tasks = sum(len(tree.processes) for tree in checkpoint.workload.trees)
     pace = ports.restorer.pace()
-    at = ports.clock.read().later(restore_span(checkpoint.image_bytes, tasks, pace))
+    there = ByteCount(checkpoint.image_bytes - (ports.late.left_bytes if ports.late else 0))
+    at = ports.clock.read().later(restore_span(there, tasks, pace))
     pids = []
     for images in checkpoint.image_sets:
         tree = by_root[images.root]

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ckpt.errors import CkptError, NoSuchTarget, WrongState
+from ckpt.errors import CannotCheckpoint, NoSuchTarget, WrongState
 from ckpt.flow.migration_ports import FarSide, Networks, SourceRecords
 from ckpt.flow.ports import Jobs, Targets
 from ckpt.model.migration import Resolution, SourceCopy, SourceState, TargetState, resolve
 from ckpt.model.target import Target, TargetRef
+from ckpt.model.workload import TargetKind
 from ckpt.units import JobName
 
 
@@ -30,12 +31,13 @@ class SettlePorts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What the record says of the workload: "" for no job."""
+    """What the record says of the workload: "" for no job. `rebooted`: this host was, since the migration began."""
 
     host: str
     job: str
     cgroup: str
     ref: TargetRef | None
+    rebooted: bool = False
 
 
 def settle(known: Known, ports: SettlePorts, far: FarSide, *, resuming: bool) -> Resolution:
@@ -79,7 +81,7 @@ def _finish(known: Known, ports: SettlePorts, far: FarSide) -> None:
     records = ports.records
     if records.state.has_committed:
         # What was committed is dead by now: what lives here by its name has come back.
-        has_come_back = _copy_of(known, ports) is SourceCopy.RUNS
+        has_come_back = _is_there(known, ports)
         if known.ref is not None and not has_come_back:
             ports.networks.remove(Target(ref=known.ref, job=_job(known), cgroup=known.cgroup, roots=()))
         if known.job and not has_come_back:
@@ -103,10 +105,21 @@ def _job(known: Known) -> JobName | None:
 
 def _copy_of(known: Known, ports: SettlePorts) -> SourceCopy:
     """What has become of the workload here."""
+    is_there = _is_there(known, ports)
+    # No process outlives a reboot: only a job has come back by its user's will.
+    if known.rebooted and not (is_there and known.ref is not None and known.ref.kind is TargetKind.JOB):
+        return SourceCopy.LOST
+    return SourceCopy.RUNS if is_there else SourceCopy.ENDED
+
+
+def _is_there(known: Known, ports: SettlePorts) -> bool:
+    """Whether something lives here by the workload's name; raises where that cannot be told."""
     if known.ref is None:
-        return SourceCopy.ENDED
+        return False
     try:
         ports.targets.resolve(known.ref)
-    except CkptError:
-        return SourceCopy.ENDED
-    return SourceCopy.RUNS
+    except NoSuchTarget:
+        return False
+    except CannotCheckpoint:
+        return True
+    return True

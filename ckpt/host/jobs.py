@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from ckpt.errors import BadName, NoSuchTarget, ObjectCorrupt, OsRefused, WrongState
+from ckpt.errors import BadName, NoSpace, NoSuchTarget, ObjectCorrupt, OsRefused, WrongState
 from ckpt.host import cgroups, linux
 from ckpt.host.launch import Exit, open_pidfd
 from ckpt.host.locks import exclusive
@@ -188,7 +189,24 @@ class JobRegistry:
         return exclusive(self._locks, [f"job-{check_name(job)}"], subject=f"Job {job}")
 
     def save(self, record: JobRecord) -> None:
-        """Write the job down; durable when this returns."""
+        """Write the job down; durable when this returns.
+
+        Raises:
+            NoSpace, OsRefused: it cannot be written; the former record is still there.
+        """
+        try:
+            self._save(record)
+        except OSError as error:
+            directory = self.directory(record.name)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(
+                    place=directory, available_bytes=0, needed_bytes=4096, option=STATE_VARIABLE
+                ) from error
+            raise OsRefused(
+                operation="write", subject=f"{directory}/job.json", reason=error.strerror or str(error)
+            ) from error
+
+    def _save(self, record: JobRecord) -> None:
         directory = self.prepare(record.name)
         document = {"version": _VERSION, **asdict(record)}
         new = f"{directory}/job.json.new"
@@ -237,6 +255,8 @@ class JobRegistry:
             return JobView(
                 record=record, state=_state_at_rest(record), pids=(), memory=ByteCount(0), exit=ended
             )
+        if not any(record.argv):  # when it was filed, its memory was still to come
+            record = replace(record, argv=_command_line(record.command.pid))
         pids = tuple(cgroups.processes_below(record.cgroup))
         return JobView(
             record=record,

@@ -22,7 +22,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,6 +42,8 @@ CRIU_GRACE_S: Final = 0.3
 """CRIU notices at its next notification that its socket is closed, and rolls back by itself."""
 
 _CRIU_END_S: Final = 5.0
+_AHEAD_S: Final = 0.03
+_AHEAD_TASK_S: Final = 0.001
 _OPERATION_NAME = re.compile(r"[0-9a-f]{12}-(\d+)-(\d+)")
 
 
@@ -148,7 +150,16 @@ def _as_decided(entry: journal.Entry, *, rebooted: bool) -> tuple[journal.Entry,
         entry = entry.with_restore_committed()
         for cgroup in held:
             entry = entry.with_step(journal.Frozen(cgroup=cgroup, held_before=False))
+        if not rebooted:
+            _await_instant(step.cgroup for step in entry.steps if isinstance(step, journal.Frozen))
     return entry, []
+
+
+def _await_instant(cgroups_of_tasks: Iterable[str]) -> None:
+    """Wait as long as a restore may have been ahead of the instant for which it set the clocks of its tasks."""
+    tasks = sum(len(cgroups.processes_below(each)) for each in cgroups_of_tasks if os.path.isdir(each))
+    # Let go earlier they would see their clocks go back (restore_session.py: _FILE_NS, _LET_GO_NS, _LET_GO_TASK_NS).
+    time.sleep(_AHEAD_S + tasks * _AHEAD_TASK_S)
 
 
 def _undo_step(step: journal.Step, frozen: Sequence[str] = ()) -> list[RecoveryAction]:

@@ -520,7 +520,7 @@ class CriuRestoreSession:
             raise HostMismatch(
                 ref=place.job,
                 reasons=(f"{cgroup} is not below a cgroup mount of this host",),
-                remedy="Name another place with --cgroup.",
+                remedy="Name another place: 'ckpt restore --cgroup', or 'ckpt migrate --into'.",
             )
         _refuse_used(cgroup)
         self._cgroup = cgroup

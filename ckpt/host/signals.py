@@ -1,4 +1,4 @@
-"""Moments in which a signal of the user's must wait: between a decision and what must follow it."""
+"""Moments in which a signal of the user's must wait, or do nothing: between a decision and what must follow it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,26 @@ INTERRUPTIONS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let these signals come when the context is left, and not before.
+    """Let these signals come when the context is left, and not before."""
+    came: list[int] = []
+    try:
+        with _noted(came):
+            yield
+    finally:
+        for number_that_came in dict.fromkeys(came):
+            os.kill(os.getpid(), number_that_came)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Let these signals have no effect: at the end of the context there is nothing left to be interrupted."""
+    with _noted([]):
+        yield
+
+
+@contextmanager
+def _noted(came: list[int]) -> Iterator[None]:
+    """Note these signals, and do nothing else.
 
     Handlers of Python run in the main thread alone, whichever thread a signal comes to: another one is never
     interrupted, and a mask would not help the main one.
@@ -22,7 +41,6 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
     former = {
         number: signal.signal(number, lambda number, _frame: came.append(number))
         for number in INTERRUPTIONS
@@ -33,5 +51,3 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-        for number_that_came in dict.fromkeys(came):
-            os.kill(os.getpid(), number_that_came)

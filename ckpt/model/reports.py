@@ -107,7 +107,10 @@ class DumpReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreReport:
-    """A finished restore: `pid` is the first tree's root as this host sees it, `pids` all roots."""
+    """A finished restore: `pid` is the first tree's root as this host sees it, `pids` all roots.
+
+    It went on after `resumed_ns`; where it is `lazy`, its memory was there only at the end.
+    """
 
     id: CheckpointId
     job: JobName
@@ -115,7 +118,9 @@ class RestoreReport:
     pids: tuple[Pid, ...]
     cgroup: str
     restore_ns: Nanoseconds
+    resumed_ns: Nanoseconds
     total_ns: Nanoseconds
+    lazy: bool
     file_changes: tuple[FileChange, ...]
     inodes: tuple[InodeOutcome, ...]
     warnings: tuple[str, ...]

@@ -12,6 +12,8 @@ from typing import Final
 
 from ckpt.codec.messages import MIGRATION_PROTOCOL
 from ckpt.codec.migration_messages import (
+    DIGEST_BYTES,
+    FILE_DIGESTS_MAX,
     Abort,
     Aborted,
     Accepted,
@@ -38,7 +40,7 @@ from ckpt.codec.migration_messages import (
     pack_runs,
     unpack_runs,
 )
-from ckpt.errors import NoCommonProtocol
+from ckpt.errors import NoCommonProtocol, PeerFailed
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.findings import Finding
 from ckpt.model.needs import Needs
@@ -49,6 +51,8 @@ from ckpt.remote.peer import Peer
 from ckpt.remote.records import NewCipher
 from ckpt.remote.relay import ProgramLink
 from ckpt.units import ByteCount, Pid
+
+_LATE_ANSWERS_MAX: Final = 16
 
 
 class FarSide:
@@ -182,6 +186,8 @@ class FarSide:
         digests = bytearray()
         kinds: Collection[type[FileDigests | FileKnown]] = (FileDigests, FileKnown)
         while isinstance(part := self._peer.hear(kinds), FileDigests):
+            if len(digests) + part.plain_bytes > FILE_DIGESTS_MAX * DIGEST_BYTES:
+                raise self._nonsense(f"more than {FILE_DIGESTS_MAX} digests of {path}")
             digests += self._peer.hear_payload(part, self._compressor)
         return part, bytes(digests)
 
@@ -238,8 +244,10 @@ class FarSide:
         self._peer.say(Abort(migration=self._migration))
         # What was asked before an interruption is answered first.
         kinds: Collection[type[Aborted | Accepted | RoundDone | Held]] = (Aborted, Accepted, RoundDone, Held)
-        while not isinstance(self._peer.hear(kinds), Aborted):
-            pass
+        for _ in range(_LATE_ANSWERS_MAX):
+            if isinstance(self._peer.hear(kinds), Aborted):
+                return
+        raise self._nonsense(f"{_LATE_ANSWERS_MAX} answers, and none to that")
 
     def forget(self) -> None:
         """Have its record dropped.
@@ -257,7 +265,13 @@ class FarSide:
             PeerRefused, PeerFailed: see the module.
         """
         self._peer.say(AskState(migration=self._migration))
-        return self._peer.hear((State,))
+        state = self._peer.hear((State,))
+        if state.migration != self._migration:
+            raise self._nonsense(f"the state of migration {state.migration}")
+        return state
+
+    def _nonsense(self, what: str) -> PeerFailed:
+        return PeerFailed(host=self.host, reason=f"it answers with nonsense: {what}")
 
     def _shorten(self, content: memoryview) -> tuple[bytes | memoryview, bool]:
         """What to send for this content, if the other side still takes any."""

@@ -36,7 +36,7 @@ from ckpt.codec.migration_messages import (
     pack_runs,
     unpack_runs,
 )
-from ckpt.errors import CkptError, PeerFailed
+from ckpt.errors import CkptError, Interrupted, PeerFailed
 from ckpt.remote.compression import Compressor
 from ckpt.remote.inflow import Inflow
 from ckpt.remote.reception import Reception
@@ -89,6 +89,8 @@ class Receiving:
                 self._keep(message)
             else:
                 self._answer(message)
+        except Interrupted:
+            raise
         except CkptError as error:
             if self._is_lost:
                 raise

@@ -1,7 +1,8 @@
 """The far side: answers what is asked on two streams, until the asking side is gone.
 
-Rules: an error of ckpt is an answer; a bug ends the agent, and its traceback goes to standard error. It says that it is
-alive whenever it says nothing else, and from protocol 2 on the asking side must do so too.
+Rules: an error of ckpt is an answer; a bug ends the agent, and its traceback goes to standard error. A signal ends it,
+too, so that what it works on is free. It says that it is alive whenever it says nothing else, and from protocol 2 on the
+asking side must do so too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ckpt.codec.messages import (
     encode,
 )
 from ckpt.codec.migration_messages import AskDirect, Direct, Switched, SwitchToDirect
-from ckpt.errors import CkptError
+from ckpt.errors import CkptError, Interrupted
 from ckpt.model.findings import Finding
 from ckpt.model.needs import Needs
 from ckpt.remote.compression import Compressor
@@ -119,6 +120,8 @@ def _converse(inflow: Inflow, writer: BulkWriter, answers: Answers) -> None:
 def _switch(said: AskDirect | SwitchToDirect, switching: Switching) -> Direct | Switched | Failed:
     try:
         return switching.take(said)
+    except Interrupted:
+        raise
     except CkptError as error:
         return failed(error)
 
@@ -130,5 +133,7 @@ def _answer(question: AskFacts | AskNeeds, answers: Answers) -> Facts | Findings
                 return answers.facts()
             case AskNeeds(needs=needs):
                 return Findings(findings=answers.judge(needs))
+    except Interrupted:
+        raise
     except CkptError as error:
         return failed(error)

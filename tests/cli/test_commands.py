@@ -307,6 +307,24 @@ def test_without_root_it_is_10(
     assert f"ckpt: 'ckpt {words[0]}' needs root, and this is uid 1000." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["web"], "and then the host"),
+        (["web", "host", "--ship", ""], "--ship needs a path"),
+        (["web", "host", "--lazy", "--pre-copy", "0"], "choose one"),
+        (["web", "host", "--allow", "no-such"], "There is no rule no-such."),
+        (["web", "host", "--resume", "0123456789abcdef"], "--resume ID stands alone"),
+    ],
+)
+def test_a_migration_that_is_no_call_is_refused_before_a_connection(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = run(capsys, "migrate", *words, code=2)["error"]
+    assert says in error["message"]
+    assert error["hint"]
+
+
 def test_what_may_stand_before_the_command_may_stand_after_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

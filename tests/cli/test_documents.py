@@ -76,6 +76,8 @@ def test_a_restore() -> None:
         pids=(Pid(7), Pid(9)),
         cgroup="/cg",
         restore_ns=Nanoseconds(2_500_000),
+        resumed_ns=Nanoseconds(2_750_000),
+        lazy=True,
         total_ns=Nanoseconds(3_000_000),
         file_changes=(FileChange(path="/f", difference=Difference.INODE, recorded="1", found="2"),),
         inodes=(
@@ -96,6 +98,8 @@ def test_a_restore() -> None:
         "pids": [7, 9],
         "cgroup": "/cg",
         "restore_ms": 2.5,
+        "lazy": True,
+        "resumed_ms": 2.75,
         "total_ms": 3.0,
         "file_changes": [{"path": "/f", "difference": "inode", "recorded": "1", "found": "2"}],
         "inodes": [

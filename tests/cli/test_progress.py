@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -232,6 +233,13 @@ def test_the_bar_tells_what_is_known(standing: tuple[int, int | None, float, flo
     done, total, elapsed, phase = standing
     shown = Standing(phase="x", done_bytes=done, total_bytes=total, elapsed_s=elapsed, phase_s=phase)
     assert amount_of(shown) == words
+
+
+def test_the_bar_estimates_what_is_left_where_it_knows() -> None:
+    half = Standing(phase="x", done_bytes=1 << 30, total_bytes=3 << 30, elapsed_s=70, phase_s=10)
+    assert amount_of(half, with_rest=True) == "1.0 GiB of 3.0 GiB  102.4 MiB/s  20 s left  1:10"
+    unknown = dataclasses.replace(half, total_bytes=None)
+    assert amount_of(unknown, with_rest=True) == "1.0 GiB  102.4 MiB/s  1:10"
 
 
 class Kept:

@@ -81,6 +81,7 @@ from ckpt.model.needs import (
     Protocol,
 )
 from ckpt.model.pages import PageRun
+from ckpt.model.shipping import ShippedDirectory
 from ckpt.units import PAGE_BYTES, ByteCount, JobName, Nanoseconds, Pid
 
 PORT = NeededPort(protocol=Protocol.TCP, address="::1", port=80, only_v6=True, foreign_address=True)
@@ -152,6 +153,7 @@ BLOCKS = FileBlocks(
 DIRECT = Direct(port=40000, key=bytes(32))
 PIDS = (Pid(7), Pid(8))
 HELD = Held(pid=Pid(7), pids=PIDS, cgroup="/ckpt/web", restore_ns=Nanoseconds(9), warnings=("tight",))
+MADE = ShippedDirectory(path="/srv/data", mode=0o700, uid=7, gid=8)
 STATE = MigrationState(migration=ID, state="held", job="", pid=Pid(0))
 MOVING: tuple[Message, ...] = (
     AskDirect(migration=ID, address="10.0.0.1"),
@@ -315,6 +317,9 @@ def test_needs_that_no_host_can_have_said_are_refused(lie: dict[str, object]) ->
         (replace(STATE, state="x" * 99), "state"),
         (Forget(migration=""), "migration"),
         (Prepare(checkpoint=a_checkpoint(), absent=("/srv/../etc/passwd",)), "absent"),
+        (Prepare(checkpoint=a_checkpoint(), made=(replace(MADE, path="srv"),)), "made"),
+        (Prepare(checkpoint=a_checkpoint(), made=(MADE, replace(MADE, mode=0o40755))), "made"),
+        (Prepare(checkpoint=a_checkpoint(), made=(replace(MADE, uid=1 << 32),)), "made"),
     ],
 )
 def test_what_no_ckpt_says_of_a_migration_is_refused(lie: Message, field: str) -> None:

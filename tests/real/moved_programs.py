@@ -200,7 +200,10 @@ class Moved:
 
     def await_more(self, more: int = 20) -> None:
         """Wait until it has done so many steps more, and see that none is missing or was done twice."""
-        wanted = len(self.lines()) + more
+        self.await_lines(len(self.lines()) + more)
+
+    def await_lines(self, wanted: int) -> None:
+        """Wait until it has done so many steps, and see that none is missing or was done twice."""
         await_condition(
             lambda: len(self.lines()) >= wanted, lambda: f"{self.log} to have {wanted} lines", timeout_s=15
         )

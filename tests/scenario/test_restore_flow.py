@@ -8,12 +8,15 @@ import pytest
 from fakes import world as fake
 from fakes.calls import dumped_world, restore_call, restore_ports
 from fakes.checkpoints import INODE
-from fakes.values import a_tree
+from fakes.values import a_tree, an_image_file
 from fakes.world import FakeClock
 
 from ckpt.errors import FilesChanged, HostMismatch, ObjectCorrupt, WrongState
 from ckpt.flow.restore import restore
+from ckpt.model.checkpoint import SavedFile
+from ckpt.model.clocks import TimePolicy
 from ckpt.model.inodes import Difference, FileChange, FilesPolicy, InodePolicy
+from ckpt.model.shipping import ShippedDirectory
 from ckpt.units import SECOND, Nanoseconds
 
 
@@ -182,6 +185,35 @@ def test_a_wall_clock_that_goes_back_is_told_with_the_amount() -> None:
     world.manifests[number] = replace(checkpoint, clocks=clocks)
     [warning] = restore(restore_call(), restore_ports(world)).warnings
     assert "the wall clock is 90.5 s behind" in warning
+
+
+def test_a_monotonic_clock_that_goes_back_by_the_users_wish_is_told_with_the_amount() -> None:
+    world = dumped_world()
+    number, checkpoint = next(iter(world.manifests.items()))
+    ahead = Nanoseconds(checkpoint.clocks.monotonic_ns + 90 * SECOND)
+    clocks = replace(checkpoint.clocks, monotonic_ns=ahead)
+    world.manifests[number] = replace(checkpoint, clocks=clocks)
+    assert restore(restore_call(), restore_ports(world)).warnings == ()
+    [warning] = restore(replace(restore_call(), time=TimePolicy.HOST), restore_ports(world)).warnings
+    assert "CLOCK_MONOTONIC goes back by 90.0 s" in warning
+
+
+def test_a_directory_that_is_made_for_saved_files_may_be_missing() -> None:
+    world = dumped_world()
+    number, checkpoint = next(iter(world.manifests.items()))
+    path = "/srv/moved/data/file"
+    saved = SavedFile(
+        path=path, mode=0o100644, uid=0, gid=0, mtime_ns=Nanoseconds(0), content=an_image_file("saved", 1)
+    )
+    world.manifests[number] = replace(checkpoint, saved_files=(saved,))
+    missing = FileChange(path="/srv/moved", difference=Difference.MISSING, recorded="1", found="2")
+    world.changes = (missing,)
+    assert restore(restore_call(files=FilesPolicy.SAVED), restore_ports(world)).file_changes == (missing,)
+    world.changes = (replace(missing, path="/srv/move"),)
+    with pytest.raises(FilesChanged):
+        restore(restore_call(files=FilesPolicy.SAVED), restore_ports(world))
+    made = ShippedDirectory(path="/srv/move", mode=0o700, uid=0, gid=0)
+    restore(replace(restore_call(files=FilesPolicy.SAVED), made=(made,)), restore_ports(world))
 
 
 def test_a_checkpoint_that_lies_about_a_file_is_refused_before_anything_is_done() -> None:

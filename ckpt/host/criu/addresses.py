@@ -76,6 +76,11 @@ def present_pages(entry: Any) -> int:
     return int(entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages)
 
 
+def is_lazy(entry: Any) -> bool:
+    """Whether a daemon may bring the pages of an entry later, wherever they are."""
+    return bool(entry.HasField("flags") and entry.flags & _LAZY)
+
+
 def lazy_pages(entry: Any) -> int:
     """How many pages of an entry were left at their source, to be brought when they are touched."""
     if entry.HasField("flags") and entry.flags & _LAZY and not entry.flags & _PRESENT:

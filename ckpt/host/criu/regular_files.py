@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ckpt.host.criu.imagefile import read_entries, write_entries
+from ckpt.host.criu.paths import path_of
 
 _COMPARED: Final = ("size", "mode")
 
@@ -27,7 +28,7 @@ def accept_changed(images: Path, paths: Collection[str]) -> None:
     entries = read_entries(path, "FILES", "file_entry")
     changed = False
     for entry in entries:
-        if entry.HasField("reg") and "/" + entry.reg.name.lstrip("/") in paths:
+        if entry.HasField("reg") and path_of(entry.reg) in paths:
             for name in _COMPARED:
                 changed = changed or entry.reg.HasField(name)
                 entry.reg.ClearField(name)

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from ckpt.errors import CkptError, PagesLost
 from ckpt.host.criu.addresses import lazy_pages_in
 from ckpt.host.lazy.serving import PageServer
+from ckpt.host.lazy.task_memory import TaskMemory
 from ckpt.host.lazy.wire import Link
 from ckpt.host.signals import uninterrupted
 from ckpt.model.workload import Tree
@@ -52,7 +53,8 @@ class PageService:
         self._total = 0
         self._sent = 0
         self._failure: BaseException | None = None
-        self._server = PageServer(link, self._note)
+        self._memory = TaskMemory()
+        self._server = PageServer(link, self._memory, self._note)
         self._thread = threading.Thread(target=self._serve, name="pages", daemon=True)
         try:
             self._server.await_ready(link.silence_s)
@@ -78,7 +80,7 @@ class PageService:
             ObjectCorrupt: an image set cannot be read.
         """
         self._total = PAGE_BYTES * sum(lazy_pages_in(Path(each)) for each in images)
-        self._server.open(trees)
+        self._memory.open(trees)
 
     def follow(self, let_go: Callable[[], None]) -> None:
         """Call `let_go`, and return when all memory is there; nothing interrupts it.
@@ -101,7 +103,7 @@ class PageService:
         """End it, and let go of everything; safe to repeat."""
         self._link.close()
         self._thread.join()
-        self._server.close()
+        self._memory.close()
 
     def _serve(self) -> None:
         try:

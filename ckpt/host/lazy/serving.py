@@ -1,51 +1,39 @@
-"""The source's end of the way of the pages: answers out of the memory of tasks that stand still.
+"""The end of the way of the pages that has them: answers until the keeper has all.
 
-Rules:
-- The tasks are frozen, or stopped by CRIU, as long as this serves: what is read is what the images lack.
-- Memory is read by /proc/PID/mem, which also shows what a task itself may not read.
-- One thread serves; serve() ends only with the word of the keeper, or with an error.
-Source: proc_pid_mem(5).
+Rule: one thread serves; serve() ends only with the word of the keeper, or with an error.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable
+from typing import Protocol
 
-from ckpt.errors import OsRefused, PagesLost, PeerFailed
+from ckpt.errors import CkptError, PagesLost, PeerFailed
 from ckpt.host.lazy.wire import Frame, Kind, Link, packed, read_frame, reason_in, say_failed
-from ckpt.model.workload import Tree
 from ckpt.units import PAGE_BYTES, Pid
 
 
-class PageServer:
-    """Serves the memory of trees that stand still."""
+class PageSource(Protocol):
+    """Who has the memory of processes."""
 
-    def __init__(self, link: Link, moved: Callable[[int], None]) -> None:
-        """Have nothing to serve yet; `moved` is told of bytes that went out."""
-        self._link = link
-        self._moved = moved
-        self._memory: Final[dict[tuple[Pid, Pid], int]] = {}
-
-    def open(self, trees: Iterable[Tree]) -> None:
-        """Serve these trees, too; called by another thread, before the other end knows of them.
+    def read(self, root: Pid, pid: Pid, address: int, into: memoryview) -> None:
+        """Fill this with what process `pid`, as its own tree numbers it, of the tree `root` had from this address on.
 
         Raises:
-            OsRefused: the memory of a process cannot be opened.
+            OSError: it cannot be read.
+            KeyError: nothing is known of the process.
+            CkptError: what is to be told as it is.
         """
-        for tree in trees:
-            for process in tree.processes:
-                path = f"/proc/{process.pid}/mem"
-                try:
-                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except ProcessLookupError:  # a zombie: it has no memory
-                    continue
-                except OSError as error:
-                    raise OsRefused(
-                        operation="read", subject=path, reason=error.strerror or str(error)
-                    ) from error
-                self._memory[tree.root, process.pid_inside] = fd
+
+
+class PageServer:
+    """Serves memory out of a source."""
+
+    def __init__(self, link: Link, source: PageSource, moved: Callable[[int], None]) -> None:
+        """Serve this source; `moved` is told of bytes that went out."""
+        self._link = link
+        self._source = source
+        self._moved = moved
 
     def await_ready(self, silence_s: float) -> None:
         """Return when the other end can take what it will be told of; either side gives up after such a silence.
@@ -65,6 +53,7 @@ class PageServer:
 
         Raises:
             PagesLost: the link broke, or the other end gave up, before that.
+            CkptError: what the source raised; the other end was told.
         """
         try:
             while True:
@@ -83,12 +72,6 @@ class PageServer:
         except PeerFailed as error:
             raise PagesLost(host=self._link.host, reason=error.reason) from error
 
-    def close(self) -> None:
-        """Let go of the memory; safe to repeat."""
-        for fd in self._memory.values():
-            os.close(fd)
-        self._memory.clear()
-
     def _send(self, frame: Frame) -> None:
         head = packed(
             Frame(kind=Kind.PAGES, root=frame.root, pid=frame.pid, address=frame.address, count=frame.count)
@@ -96,19 +79,13 @@ class PageServer:
         content = memoryview(bytearray(len(head) + frame.count * PAGE_BYTES))
         content[: len(head)] = head
         try:
-            self._read(frame, content[len(head) :])
+            self._source.read(frame.root, frame.pid, frame.address, content[len(head) :])
         except (OSError, KeyError) as error:
             reason = f"page {frame.address:#x} of process {frame.pid} cannot be read: {error}"
             say_failed(self._link.write, reason)
             raise PagesLost(host=self._link.host, reason=reason) from error
+        except CkptError as error:
+            say_failed(self._link.write, error.message)
+            raise
         self._link.write(content)
         self._moved(frame.count * PAGE_BYTES)
-
-    def _read(self, frame: Frame, into: memoryview) -> None:
-        memory = self._memory[frame.root, frame.pid]
-        done = 0
-        while done < len(into):
-            count = os.preadv(memory, [into[done:]], frame.address + done)
-            if not count:
-                raise OSError(0, "there is no more")
-            done += count

@@ -99,6 +99,10 @@ class HostSenders:
         """The directory of ckpt's own files of a job, such as its log; "" for what is no job."""
         return self._jobs.directory(target.job) if target.job else ""
 
+    def size_of(self, path: str) -> ByteCount:
+        """The size of a file of the images."""
+        return ByteCount(os.path.getsize(path))
+
     def send_file(self, path: str, root: Pid, name: str, far: Far) -> ByteCount:
         """Send a file of the images, or another one where `root` is 0; gives its size.
 

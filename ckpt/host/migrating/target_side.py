@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from ckpt.codec.migration_messages import Offer
-from ckpt.errors import Locked, NoSuchTarget, ObjectCorrupt
+from ckpt.errors import Locked, NoSuchTarget, ObjectCorrupt, SameHost
 from ckpt.host.jobs import JobRegistry
 from ckpt.host.launch import send_signal
 from ckpt.host.migrating.source_side import myself
@@ -45,9 +45,13 @@ class HostTargetSides:
         """One of them, locked, whether anything of it is here or not.
 
         Raises:
+            SameHost: it begins here.
             Locked: another process works on it, and does not let go in time.
             ObjectCorrupt: its record cannot be read.
         """
+        # Its source holds the lock as long as it waits for an answer.
+        if self._migrations.read_source(migration) is not None:
+            raise SameHost(migration=migration)
         with ExitStack() as held:
             ends = time.monotonic() + _PATIENCE_S
             while True:
@@ -193,5 +197,7 @@ class HostTargetSide:
     @property
     def _known(self) -> TargetRecord:
         if self._record is None:
-            raise NoSuchTarget(kind="migration", name=self.id, remedy="Offer it first.")
+            raise NoSuchTarget(
+                kind="migration", name=self.id, remedy="'ckpt recover' names those that are not over."
+            )
         return self._record

@@ -58,6 +58,10 @@ class Unwritten:
             self._paths |= paths
             raise
 
+    def wait(self) -> None:
+        """Wait for the thread: it would be cut off, with a traceback, at the end of the process."""
+        self._join()
+
     def forget(self) -> None:
         """Wait for the thread; whatever is noted is about to be removed."""
         self._join()

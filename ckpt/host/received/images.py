@@ -165,6 +165,10 @@ class ReceivedImages:
             directory=directory,
         )
 
+    def close(self) -> None:
+        """Return when nothing is written out any more; what has come stays."""
+        self._unwritten.wait()
+
     def remove(self) -> None:
         """Remove the directory and all in it."""
         self._unwritten.forget()

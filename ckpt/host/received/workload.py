@@ -33,7 +33,7 @@ from ckpt.model.checkpoint import Checkpoint, StoredFile
 from ckpt.model.moves import extra_files, extra_name
 from ckpt.model.pages import PageRun
 from ckpt.model.reports import StoredCheckpoint
-from ckpt.model.shipping import ShippedDirectory, number_in
+from ckpt.model.shipping import ShippedDirectory, content_name, number_in
 from ckpt.units import ByteCount, CheckpointId, Pid
 
 _CHECKPOINT: Final = "checkpoint"
@@ -163,6 +163,8 @@ class ReceivedWorkload:
 
     def close(self) -> None:
         """Let go of it; what came stays."""
+        self._images.close()
+        self._files.close()
 
     def remove(self) -> None:
         """Remove all that came."""
@@ -249,6 +251,8 @@ class ReceivedCheckpoint:
 
     def _bring_shipped(self, number: int, path: str) -> None:
         saved = [each for each in self._checkpoint.saved_files if number_in(each.content.name) == number]
+        if not saved:
+            raise ObjectCorrupt(kind="file", name=content_name(number), reason="it belongs to no file")
         _, place = self._files.contents(saved)[0]
         with writing(os.path.dirname(path)):
             os.symlink(place, path)

@@ -155,6 +155,10 @@ class ReceivedFiles:
             _sync(self._directory)
         self._unsettled.clear()
 
+    def close(self) -> None:
+        """Let go of it; what came stays."""
+        self._close()
+
     def remove(self) -> None:
         """Remove all of it; safe to repeat."""
         self._close()

@@ -15,12 +15,33 @@ import pytest
 from ckpt.errors import BadName, Locked, NoSuchTarget, ObjectCorrupt, OsRefused, WrongState
 from ckpt.host import shim
 from ckpt.host.jobs import JobRecord, JobRegistry, JobState, check_name, memory_of, state_directory
+from ckpt.host.migration_records import SourceRecord
+from ckpt.host.migrations import Migrations
 from ckpt.host.process_table import ProcessRef, boot_id, process_ref
+from ckpt.model.migration import MigrationId, SourceState
 from ckpt.model.origin import Origin
 from ckpt.units import CheckpointId, JobName, Nanoseconds, Pid
 
 JOB = JobName("one")
 GONE = ProcessRef(pid=Pid(2**22), start_ticks=1)
+
+
+SOURCE = SourceRecord(
+    id=MigrationId("00112233445566ff"),
+    state=SourceState.PREPARING,
+    job=JOB,
+    subject=f"job {JOB}",
+    pid=Pid(12),
+    cgroup="",
+    host="root@there",
+    identity="",
+    known_hosts="",
+    remote_ckpt="",
+    store="",
+    boot_id="boot",
+    controller=ProcessRef(pid=Pid(7), start_ticks=9),
+    began_ns=Nanoseconds(5),
+)
 
 
 @pytest.fixture
@@ -135,6 +156,32 @@ def test_a_job_that_was_ended_on_purpose_is_stopped_or_migrated(registry: JobReg
     assert registry.look(JOB).state is JobState.MIGRATED
 
 
+def test_a_job_that_was_handed_over_is_waited_for_in_vain(registry: JobRegistry, living: ProcessRef) -> None:
+    registry.save(record())
+    assert registry.moved_to(JOB) == ""
+    # From the commit on, before it is marked: a migration is over only then.
+    migrations = Migrations(registry.state)
+    source = SOURCE
+    migrations.begin(source)
+    for state in (SourceState.TRANSFERRING, SourceState.FROZEN):
+        migrations.save(source := replace(source, state=state))
+        assert registry.moved_to(JOB) == ""
+    migrations.save(replace(source, state=SourceState.COMMITTED))
+    assert registry.moved_to(JOB) == "root@there"
+    with pytest.raises(WrongState, match="moved to root@there"):
+        registry.wait(JOB)
+    registry.save(record(living))
+    assert registry.moved_to(JOB) == ""
+
+
+def test_a_job_is_found_by_its_process(registry: JobRegistry, living: ProcessRef) -> None:
+    registry.save(record(living))
+    assert registry.with_root((Pid(1), living.pid)) == JOB
+    assert registry.with_root((Pid(1),)) is None
+    registry.save(record(replace(living, start_ticks=living.start_ticks + 1)))
+    assert registry.with_root((living.pid,)) is None
+
+
 def test_a_mark_does_not_hide_that_the_job_runs(registry: JobRegistry, living: ProcessRef) -> None:
     registry.save(record(living))
     registry.mark_stopped(JOB, CheckpointId("c0ffee"))
@@ -202,6 +249,13 @@ def test_a_restored_workload_is_filed_by_what_it_is(registry: JobRegistry, livin
     assert loaded.root == loaded.command == living
     assert loaded.cwd == os.getcwd()
     assert loaded.restored_from == "c0ffee"
+
+
+def test_a_command_line_that_came_later_than_its_job_is_shown(
+    registry: JobRegistry, living: ProcessRef
+) -> None:
+    registry.save(record(living, argv=("",)))
+    assert registry.look(JOB).record.argv[:2] == (sys.executable, "-c")
 
 
 def test_the_record_is_whole_or_the_former_one(registry: JobRegistry) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from ckpt.host.saved_files import FileSelection, HostFileSaver
 from ckpt.host.saved_files_aside import move_aside, move_back, newer_files, place_beside
 from ckpt.host.saved_files_back import HostFileWriter, WrittenFiles
 from ckpt.host.saved_files_found import check_paths, find_files
+from ckpt.model.shipping import ShippedDirectory
 
 
 @pytest.fixture
@@ -295,6 +297,32 @@ def test_what_may_not_be_found_is_moved_aside_and_comes_back_with_an_undo(
     assert str(aside) in written.warnings[0]
     written.undo()
     assert tree(folder) == before
+
+
+def test_directories_are_made_as_they_were_and_go_with_an_undo(
+    folder: Path, operation: JournaledOperation
+) -> None:
+    (folder / "there").mkdir(mode=0o755)
+    (folder / "file").touch()
+    names = {"there": 0o700, "deep/empty": 0o750, "deep/empty/inner": 0o1777}
+    made = [
+        ShippedDirectory(path=str(folder / name), mode=mode, uid=os.getuid(), gid=os.getgid())
+        for name, mode in names.items()
+    ]
+
+    def modes() -> dict[str, int]:
+        return {name: (folder / name).stat().st_mode & 0o7777 for name in names if (folder / name).exists()}
+
+    written = HostFileWriter().begin(operation)
+    written.write("web", (), (), made=made)
+    assert modes() == names | {"there": 0o755}
+    written.undo()
+    assert modes() == {"there": 0o755}
+    assert not (folder / "deep").exists()
+    with pytest.raises(HostMismatch, match="no directory is in the way"):
+        HostFileWriter().begin(operation).write(
+            "web", (), (), made=[replace(made[0], path=str(folder / "file"))]
+        )
 
 
 @pytest.mark.parametrize("is_there", [True, False])

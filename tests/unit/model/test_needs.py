@@ -9,6 +9,7 @@ from fakes.values import an_image_file
 
 from ckpt.model.inodes import FileKind
 from ckpt.model.needs import ImageNeeds, KernelFeature, NeededHugePages, needed_files, needs_of
+from ckpt.model.workload import ExternalMount
 from ckpt.units import ByteCount, CheckpointId, JobName
 
 ID = CheckpointId("ab" * 32)
@@ -43,6 +44,17 @@ def test_a_tree_with_its_own_pids_needs_none_of_the_hosts() -> None:
 def test_it_is_filed_under_its_own_name_or_the_one_that_is_given() -> None:
     assert needs_of(ID, a_checkpoint(job=None), []).job == ID[:12]
     assert needs_of(ID, a_checkpoint(job="web"), [], job=JobName("other")).job == "other"
+
+
+def test_the_mount_of_a_volume_is_not_asked_for_as_one_of_the_hosts() -> None:
+    checkpoint = a_checkpoint(volume=an_image_file("0.img", 1))
+    [volume] = checkpoint.volumes
+    mounts = tuple(
+        ExternalMount(key=place, mountpoint=place, filesystem="ext4", source="/dev/loop7", root="/")
+        for place in (volume.mountpoint, "/mnt")
+    )
+    checkpoint = replace(checkpoint, workload=replace(checkpoint.workload, external_mounts=mounts))
+    assert [each.mountpoint for each in needs_of(ID, checkpoint, []).mounts] == ["/mnt"]
 
 
 def test_what_is_brought_along_need_not_be_there() -> None:
