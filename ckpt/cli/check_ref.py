@@ -10,6 +10,7 @@ import click
 
 from ckpt.cli import suggestions, wiring
 from ckpt.cli.call import Call, usage
+from ckpt.cli.dump_options import dump_options
 from ckpt.cli.hosts import connected, host_option, refuse_without_host
 from ckpt.cli.parameters import job_name, target_ref
 from ckpt.codec.names import refuse_label
@@ -82,7 +83,9 @@ def check_target_on_host(call: Call, target: TargetRef, given: dict[str, Any]) -
         RemoteError: the other host cannot be asked.
     """
     with connected(call, given["host"], given) as peer:
-        return check_target_elsewhere(target, wiring.check_ports(), wiring.target_needs(), peer)
+        return check_target_elsewhere(
+            target, dump_options(given), wiring.check_ports(), wiring.target_needs(), peer
+        )
 
 
 def _refuse_unknown(call: Call, name: str) -> None:

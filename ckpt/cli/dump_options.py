@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from ckpt.cli.call import usage
 from ckpt.cli.parameters import size
 from ckpt.host.criu.request import GHOST_LIMIT_MAX
-from ckpt.model.checkpoint import DumpOptions
+from ckpt.model.checkpoint import ClosingOptions, DumpOptions
 from ckpt.units import ByteCount
 
 
@@ -21,8 +22,15 @@ def dump_parameters(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def dump_options(given: Mapping[str, Any]) -> DumpOptions:
-    """What the user gave of them."""
-    return DumpOptions(
+    """What the user gave of them.
+
+    Raises:
+        UsageError: connections cannot be both kept and closed.
+    """
+    if given["tcp_established"] and given["tcp_close"]:
+        raise usage("--tcp-established keeps open TCP connections, --tcp-close closes them: choose one.")
+    kind = ClosingOptions if given["tcp_close"] else DumpOptions
+    return kind(
         tcp_established=given["tcp_established"],
         shell_job=given["shell_job"],
         external_unix=given["external_unix"],
@@ -39,6 +47,11 @@ def _ghost_limit(text: str) -> ByteCount:
 
 _OPTIONS = (
     click.option("--tcp-established", is_flag=True, help="Keep open TCP connections."),
+    click.option(
+        "--tcp-close",
+        is_flag=True,
+        help="Bring open TCP connections back closed: the program finds that its peer has ended them.",
+    ),
     click.option(
         "--shell-job", is_flag=True, help="Allow a session, or a terminal, that begins outside the tree."
     ),

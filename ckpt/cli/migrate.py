@@ -51,7 +51,7 @@ _KEPT: Final = (
         "freeze_timeout",
         "ssh_only",
     ),
-    *("tcp_established", "shell_job", "external_unix", "ghost_limit"),
+    *("tcp_established", "tcp_close", "shell_job", "external_unix", "ghost_limit"),
 )
 _CANNOT: Final = 30
 _OPEN: Final = "open"
@@ -139,7 +139,7 @@ def command(call: Call, /, **given: Any) -> int:
     leaves it running here.
 
     The files that it uses must be there, the same, or be sent with --ship. Its open TCP connections move with
-    --tcp-established, if it has a network of its own (ckpt run --net).
+    --tcp-established, if it has a network of its own (ckpt run --net); with --tcp-close they come closed.
     """
     wiring.require_root("ckpt migrate")
     if given["resume"] is not None:

@@ -228,7 +228,7 @@ def _read(payload: bytes, expected: Collection[type[Wanted]]) -> Wanted:
 def _check_needs(needs: Needs) -> None:
     """Refuse what no host can have said."""
     for number, port in enumerate(needs.ports):
-        if not 0 < port.port <= 0xFFFF:
+        if not 0 <= port.port <= 0xFFFF:
             raise Refused(f"{port.port} is no port").inside(f"needs.ports[{number}].port")
         # A name would be asked of whoever the resolver asks.
         if not _is_address(port.address):

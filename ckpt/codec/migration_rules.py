@@ -78,6 +78,7 @@ def check_migration(message: object) -> None:
         case KnownPages(space=space, runs=runs):
             _check_payload(message)
             _check_runs(space, runs, message.plain_bytes // DIGEST_BYTES)
+            _expect(message.plain_bytes > 0, "plain_bytes", "no pages")
             _expect(message.plain_bytes <= KNOWN_PAGES_MAX * DIGEST_BYTES, "plain_bytes", "too many pages")
             _expect(message.plain_bytes % DIGEST_BYTES == 0, "plain_bytes", "no whole digests")
         case ImageFile(name=name, mode=mode, offset=offset):

@@ -12,9 +12,9 @@ from ckpt.errors import Untrusted
 from ckpt.flow.check import CheckPorts
 from ckpt.flow.files import check_records
 from ckpt.flow.ports import ImageNeedsReader, Judge, Store, TargetNeedsReader
-from ckpt.model.checkpoint import ImageSet
+from ckpt.model.checkpoint import DumpOptions, ImageSet
 from ckpt.model.findings import Finding, Severity
-from ckpt.model.needs import UNTRUSTED, Needs, needs_of
+from ckpt.model.needs import UNTRUSTED, Needs, needs_of, without_connections
 from ckpt.model.target import TargetRef
 from ckpt.units import CheckpointId, JobName
 
@@ -69,16 +69,18 @@ def check_ref(call: CheckRefCall, ports: CheckRefPorts) -> tuple[Finding, ...]:
 
 
 def check_target_elsewhere(
-    ref: TargetRef, ports: CheckPorts, reader: TargetNeedsReader, judge: Judge
+    ref: TargetRef, options: DumpOptions, ports: CheckPorts, reader: TargetNeedsReader, judge: Judge
 ) -> tuple[Finding, ...]:
-    """Everything that speaks against a restore of a workload that runs here on the host of `judge`.
+    """Everything that speaks against a restore of a workload that runs here, dumped with these options, on the host of
+    `judge`.
 
     Raises:
         NoSuchTarget: there is no such target, or it has no process.
         CannotCheckpoint: it can never be dumped.
         PeerFailed: the other host cannot say.
     """
-    return judge.judge(_received(reader.needs_of(ports.targets.resolve(ref))))
+    needs = reader.needs_of(ports.targets.resolve(ref))
+    return judge.judge(_received(without_connections(needs) if options.tcp_close else needs))
 
 
 def _received(needs: Needs) -> Needs:

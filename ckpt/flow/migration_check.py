@@ -15,7 +15,7 @@ from ckpt.errors import (
 )
 from ckpt.flow.migration_call import MigrateCall, MigratePorts
 from ckpt.model.findings import Finding, Severity, blockers, in_order
-from ckpt.model.needs import KernelFeature, Needs
+from ckpt.model.needs import KernelFeature, Needs, without_connections
 from ckpt.model.target import Target
 from ckpt.units import ByteCount
 
@@ -67,6 +67,8 @@ def look(call: MigrateCall, ports: MigratePorts, target: Target) -> Looked:
             features=(*needs.features, KernelFeature.USERFAULTFD),
             staging_bytes=ByteCount(max(0, needs.staging_bytes - needs.memory_bytes)),
         )
+    if call.options.tcp_close:
+        needs = without_connections(needs)
     if call.pids == "new":
         needs = replace(needs, pids=(), features=(*needs.features, KernelFeature.PID_NAMESPACE))
     own = ports.senders.own_directory(target)

@@ -357,6 +357,10 @@ class RestoreSession(Protocol):
         `let_go` is called when all is done but that, and nothing of it has run: if it raises, call abort().
         """
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether the workload lives."""
+
     def abort(self) -> None:
         """Kill and remove everything that was restored; safe to repeat."""
 
@@ -449,7 +453,10 @@ class LateMemory(Protocol):
         """Serve from now on; gives the socket of who brings pages, as Restorer.session() takes it."""
 
     def follow(self) -> CkptError | None:
-        """Return when all memory is there, with None; or when the workload was ended, with the reason. Never raises."""
+        """Return when all memory is there, with None; or when the workload was ended, with the reason.
+
+        Never raises, is not interrupted, and is safe to repeat.
+        """
 
     def close(self) -> None:
         """End it, and the workload with it if that runs and has not all; safe to repeat."""

@@ -3,14 +3,15 @@
 Rules:
   R1  Nothing is started before every byte has been fetched and verified and the files have been compared.
   R2  No tree runs before all trees are restored; a failure before that leaves nothing.
-  R3  commit() is the only point of no return.
+  R3  commit() is the only point of no return: whatever fails after it, nothing that the workload works with is taken
+      back.
   R4  With late memory, private memory is not fetched before: it comes when the workload runs, every byte verified then,
       and where it cannot come the workload is ended. What it had changed outside stays, and so does the checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -143,6 +144,11 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
     changes = judge_files(
         call.ref, policies, checkpoint, ports.inspector, made=frozenset(each.path for each in call.made)
     )
+    session: RestoreSession | None = None
+
+    def lives() -> bool:
+        return session is not None and session.is_committed
+
     with Undo("the restore") as undo:
         operation = ports.operations.begin(f"restore of {checkpoint_id[:12]}")
         undo.always("end the operation", operation.end)
@@ -152,7 +158,7 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         job = call.job or checkpoint.job or JobName(checkpoint_id[:12])
         volumes = ports.volumes.bring(ref=call.ref, job=job, volumes=checkpoint.volumes, operation=operation)
         undo.always("let go of the volumes", volumes.close)
-        undo.on_failure("bring the former volumes back", volumes.undo)
+        undo.on_failure("bring the former volumes back", _unless(lives, volumes.undo, volumes.settle))
         saved = fetch_saved(checkpoint_id, checkpoint, policies, operation, ports.store)
         for content, path in volumes.images:
             ports.store.fetch(checkpoint_id, content, path)
@@ -165,15 +171,17 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         )
         put_back = ports.restorer.put_back(carried)
         undo.always("remove what only the restore needed", put_back.tidy)
-        undo.on_failure("take back the carried files", put_back.undo)
+        undo.on_failure("take back the carried files", _unless(lives, put_back.undo))
         contents = ports.writer.begin(operation)
-        undo.on_failure("give the files their former contents", contents.undo)
+        undo.on_failure(
+            "give the files their former contents", _unless(lives, contents.undo, contents.settle)
+        )
         files = ports.inodes.keeper(operation)
-        undo.on_failure("give the files their former inodes", files.undo)
+        undo.on_failure("give the files their former inodes", _unless(lives, files.undo, files.settle))
         restore_began = clock.stopwatch()
         pages_from = call.pages_from
         if late is not None:
-            undo.on_failure("end the way of its pages", late.close)
+            undo.on_failure("end the way of its memory", _unless(lives, late.close, _all_of(late)))
             pages_from = late.begin(operation)
         session = ports.restorer.session(
             job=job,
@@ -245,6 +253,30 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         inodes=outcomes,
         warnings=(*warnings, *session.problems[told:]),
     )
+
+
+def _unless(
+    lives: Callable[[], bool], undo: Callable[[], None], settle: Callable[[], None] | None = None
+) -> Callable[[], None]:
+    """Take something back, or settle it where the workload lives."""
+
+    def act() -> None:
+        if not lives():
+            undo()
+        elif settle is not None:
+            settle()
+
+    return act
+
+
+def _all_of(late: LateMemory) -> Callable[[], None]:
+    """Bring all memory, and raise why that cannot be."""
+
+    def act() -> None:
+        if (lost := late.follow()) is not None:
+            raise lost
+
+    return act
 
 
 def _clock_warnings(call: RestoreCall, checkpoint: Checkpoint, clock: Clock) -> Iterator[str]:

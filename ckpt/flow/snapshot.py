@@ -227,7 +227,7 @@ class Snapshot:
             ),
             waits=view.waits,
             settings=view.settings,
-            options=self.wanted.options,
+            options=self.wanted.options.recorded,
             workload=workload,
             image_sets=tuple(self._keep_images(images, keeping) for images in self._images),
             inodes=ports.inspector.inodes(view),

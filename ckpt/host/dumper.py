@@ -239,6 +239,7 @@ class CriuTreeDump:
             leave_running=leave_running,
             freeze_cgroup=Path(cgroup),
             tcp_established=options.tcp_established,
+            tcp_close=options.tcp_close,
             file_locks=options.file_locks,
             link_remap=options.link_remap,
             external_unix=options.external_unix,

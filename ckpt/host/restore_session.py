@@ -22,11 +22,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from ckpt.errors import FeatureMissing, HostMismatch, OsRefused, RestoreFailed, WrongState
+from ckpt.errors import (
+    FeatureMissing,
+    HostMismatch,
+    Interrupted,
+    OsRefused,
+    RestoreFailed,
+    WrongState,
+)
 from ckpt.host import cgroup_settings, cgroups, mounts, pace, ptrace, resuming, signalling_timers, timerfds
 from ckpt.host.criu import engine
 from ckpt.host.criu.death_signals import clear_death_signal
 from ckpt.host.criu.launch import Launcher
+from ckpt.host.criu.pstree import read_inventory
 from ckpt.host.criu.request import InheritFd, JoinNamespace, RestoreRequest
 from ckpt.host.criu.seccomp_images import strip_filters
 from ckpt.host.criu.timerfd_images import ArmedTimerfd
@@ -176,6 +184,7 @@ class CriuRestoreSession:
             # has given it a time namespace of its own (criu/cr-restore.c, restore_task_with_children).
             join_namespaces=(JoinNamespace(kind="time", path=Path(f"/proc/self/fd/{namespace.fd}")),),
             tcp_established=options.tcp_established,
+            tcp_close=read_inventory(Path(images)).closes_connections,
             file_locks=options.file_locks,
             external_unix=options.external_unix,
             shell_job=options.shell_job,
@@ -264,6 +273,11 @@ class CriuRestoreSession:
         if self._tracees and control is not None:
             control.hold()
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether the workload is filed, and lives."""
+        return self._filed
+
     def commit(self, origin: Origin, let_go: Callable[[], None] | None = None) -> None:
         """Let all trees go on, and file the workload as a job that came from there.
 
@@ -286,7 +300,7 @@ class CriuRestoreSession:
                 self._layer.keep(self._host.shim)
             resuming.await_instant(Nanoseconds(self._goes_on_at - _FILE_NS))
             self._leave_frozen(control)
-            with uninterrupted():
+            with self._too_late(), uninterrupted():
                 self._file(origin, control, let_go)
                 with self._living_on(control):
                     self._await_instant()
@@ -296,7 +310,7 @@ class CriuRestoreSession:
             before = _LET_GO_NS + _FILE_NS + tasks * _LET_GO_TASK_NS
             resuming.await_instant(Nanoseconds(self._goes_on_at - before))
             self._stop_all(control)
-            with uninterrupted():
+            with self._too_late(), uninterrupted():
                 self._file(origin, control, let_go)
                 with self._living_on(control):
                     self._await_instant()
@@ -341,6 +355,15 @@ class CriuRestoreSession:
         # Not before: what is killed with a joined network resets its connections.
         self.problems += self._networks.join(self._operation, lambda: self._tasks().values())
         self._operation.note_phase("let-go")
+
+    @contextmanager
+    def _too_late(self) -> Iterator[None]:
+        """An interruption that waited until the workload was filed ends nothing any more."""
+        try:
+            yield
+        except Interrupted:
+            if not self._filed:
+                raise
 
     @contextmanager
     def _living_on(self, control: Control) -> Iterator[None]:

@@ -43,6 +43,38 @@ class DumpOptions:
     external_unix: bool = False
     ghost_limit_bytes: ByteCount = ByteCount(0)
 
+    @property
+    def tcp_close(self) -> bool:
+        """Whether open TCP connections come back closed."""
+        return False
+
+    @property
+    def recorded(self) -> DumpOptions:
+        """What a checkpoint must say of them: what CRIU does not write into its images itself."""
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosingOptions(DumpOptions):
+    """Options of a dump from which open TCP connections come back closed."""
+
+    @property
+    def tcp_close(self) -> bool:
+        """They do."""
+        return True
+
+    @property
+    def recorded(self) -> DumpOptions:
+        """All but that."""
+        return DumpOptions(
+            tcp_established=self.tcp_established,
+            file_locks=self.file_locks,
+            link_remap=self.link_remap,
+            shell_job=self.shell_job,
+            external_unix=self.external_unix,
+            ghost_limit_bytes=self.ghost_limit_bytes,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DumpStatistics:

@@ -7,7 +7,7 @@ one: what stands here is all that this host is told.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, TypeVar
 
@@ -69,7 +69,7 @@ class NeededPid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeededPort:
-    """A local address and port that a socket is bound to.
+    """A local address and port that a socket is bound to; port 0 of a connection, which needs its address alone.
 
     `address` is numeric. `only_v6` is IPV6_V6ONLY; `foreign_address` says that the socket may be bound to an
     address that the host does not have (IP_FREEBIND, and always for IPv6: CRIU sets it).
@@ -88,7 +88,7 @@ class NeededPort:
 
     def __str__(self) -> str:
         address = f"[{self.address}]" if self.is_v6 else self.address
-        return f"{self.protocol} {address}:{self.port}"
+        return f"{self.protocol} {address}:{self.port}" if self.port else f"{self.protocol} {address}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +162,15 @@ class Needs:
     staging_bytes: ByteCount
     store_bytes: ByteCount
     signers: tuple[str, ...] | None = None
+
+
+def without_connections(needs: Needs) -> Needs:
+    """What is needed if open TCP connections come back closed."""
+    return replace(
+        needs,
+        ports=tuple(port for port in needs.ports if port.port),
+        features=tuple(each for each in needs.features if each is not KernelFeature.NFTABLES),
+    )
 
 
 def needs_of(

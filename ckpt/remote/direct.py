@@ -84,6 +84,11 @@ class Switching:
                 self._switch()
                 return Switched()
 
+    def expire(self) -> None:
+        """Listen no more if nobody came in time."""
+        if self._port is not None and self._port.is_over:
+            self.drop_port()
+
     def drop_port(self) -> None:
         """Listen no more."""
         if self._port is not None:
@@ -125,6 +130,10 @@ class _Port:
         self._listener = _listen(address)
         self.number: Final = int(self._listener.getsockname()[1])
         self._guests: dict[socket.socket, bytes] = {}
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._ends
 
     def admit(self, peer: str, silence_s: float | None) -> RecordReader:
         with selectors.DefaultSelector() as selector:

@@ -7,6 +7,7 @@ thread.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
@@ -53,6 +54,7 @@ from ckpt.remote.relay import ProgramLink
 from ckpt.units import ByteCount, Pid
 
 _LATE_ANSWERS_MAX: Final = 16
+_KNOWN_PAGES_LEAST: Final = 1 << 20
 
 
 class FarSide:
@@ -153,7 +155,13 @@ class FarSide:
         """
         self._peer.look()
         self._peer.say(AskKnown())
+        left = _known_pages_max()
         while isinstance(part := self._peer.hear((KnownPages, KnownEnd)), KnownPages):
+            left -= part.plain_bytes // DIGEST_BYTES
+            if left < 0:
+                raise self._nonsense(
+                    f"more than {_known_pages_max()} pages, and no workload here has so many"
+                )
             content = self._peer.hear_payload(part, self._compressor)
             yield part.space, unpack_runs(part.runs), bytes(content)
 
@@ -277,3 +285,8 @@ class FarSide:
         """What to send for this content, if the other side still takes any."""
         self._peer.look()
         return self._shortening.shorten(content)
+
+
+def _known_pages_max() -> int:
+    """How many pages the other side may know: it costs memory here, where the workload runs."""
+    return max(_KNOWN_PAGES_LEAST, 2 * os.sysconf("SC_PHYS_PAGES"))

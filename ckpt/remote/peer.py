@@ -48,6 +48,8 @@ from ckpt.remote.stream import ALIVE_EVERY_S, BulkWriter
 
 _LINES_KEPT: Final = 20
 _LINE_BYTES_MAX: Final = 2000
+_TEXT_MAX: Final = 16384
+"""Of the characters of a text: more than a path has, and less than would flood a terminal."""
 _ENDING_S: Final = 2.0
 _NOT_FOUND: Final = 127
 _NOT_ALLOWED: Final = 126
@@ -296,14 +298,14 @@ Value = TypeVar("Value")
 
 
 def _stripped(value: Value) -> Value:
-    """The value without control characters in its texts: they will be shown on a terminal."""
+    """The value without control characters in its texts, and without their ends where they are too long to be read."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(value):  # type: ignore[arg-type]
         found = getattr(value, field.name)
-        if type(found) is str and _CONTROL.search(found):
-            changes[field.name] = _plain(found)
+        if type(found) is str and (len(found) > _TEXT_MAX or _CONTROL.search(found)):
+            changes[field.name] = _plain(found[:_TEXT_MAX])
         if type(found) is tuple and any(type(item) is str for item in found):
-            changes[field.name] = tuple(map(_plain, found))
+            changes[field.name] = tuple(_plain(item[:_TEXT_MAX]) for item in found)
     return dataclasses.replace(value, **changes) if changes else value  # type: ignore[type-var]
 
 

@@ -106,6 +106,7 @@ def _converse(inflow: Inflow, writer: BulkWriter, answers: Answers) -> None:
     with closing(Switching(inflow, new_cipher, answers.ssh_connection)) as switching:
         while (said := inflow.message(expected)) is not None:
             if isinstance(said, Alive):
+                switching.expire()
                 continue
             if isinstance(said, AskDirect | SwitchToDirect):
                 writer.send(_switch(said, switching))

@@ -15,7 +15,7 @@ from fakes.checkpoints import INODE
 from fakes.values import CLOCKS, HOST, a_saved_file, a_tree, an_image_file
 
 from ckpt.codec.objects import ZERO_DIGEST
-from ckpt.errors import DumpFailed, NoSpace, ObjectMissing, RestoreFailed
+from ckpt.errors import DumpFailed, Interrupted, NoSpace, ObjectMissing, RestoreFailed
 from ckpt.model.checkpoint import (
     AddressRun,
     CarriedFile,
@@ -69,6 +69,7 @@ class World:
     changes: tuple[FileChange, ...] = ()
     device_changes: tuple[FileChange, ...] = ()
     taken_pids: tuple[str, ...] = ()
+    interrupted_late: bool = False
     roots_replaced: int = 0
     time: int = 0
 
@@ -325,6 +326,7 @@ class FakeDumper:
 class FakeSession:
     cgroup = "/cgroup/restored"
     problems: tuple[str, ...] = ()
+    is_committed = False
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -371,6 +373,9 @@ class FakeSession:
         if let_go is not None:
             let_go()
         self.world.restored, self.world.half_restored = self.world.half_restored, 0
+        self.is_committed = True
+        if self.world.interrupted_late:
+            raise Interrupted(operation="ckpt restore")
 
     def abort(self) -> None:
         self.world.half_restored = 0

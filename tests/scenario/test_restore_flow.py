@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,13 @@ from fakes.checkpoints import INODE
 from fakes.values import a_tree, an_image_file
 from fakes.world import FakeClock
 
-from ckpt.errors import FilesChanged, HostMismatch, ObjectCorrupt, WrongState
+from ckpt.errors import FilesChanged, HostMismatch, Interrupted, ObjectCorrupt, WrongState
 from ckpt.flow.restore import restore
-from ckpt.model.checkpoint import SavedFile
+from ckpt.model.checkpoint import Checkpoint, SavedFile
 from ckpt.model.clocks import TimePolicy
 from ckpt.model.inodes import Difference, FileChange, FilesPolicy, InodePolicy
 from ckpt.model.shipping import ShippedDirectory
-from ckpt.units import SECOND, Nanoseconds
+from ckpt.units import SECOND, Nanoseconds, Pid
 
 
 def change(difference: Difference) -> FileChange:
@@ -52,6 +53,47 @@ def test_whatever_step_fails_nothing_half_restored_is_left(step: str) -> None:
     assert not world.inodes_put_back
     assert not world.files_written
     assert (world.volumes_held, world.volumes_replaced) == (False, False)
+
+
+def test_an_interruption_that_comes_when_it_lives_takes_nothing_back_that_it_works_with() -> None:
+    world = dumped_world(with_files=("/srv/state.db",))
+    world.interrupted_late = True
+    with pytest.raises(Interrupted):
+        restore(restore_call(), restore_ports(world))
+    assert (world.restored, world.operations) == (2, 0)
+    assert world.inodes_put_back
+    assert world.files_written == ("/srv/state.db",)
+    assert world.volumes_replaced
+    assert world.put_back
+    assert world.journal.count("settle") == 3
+
+
+def _without_trees(checkpoint: Checkpoint) -> Checkpoint:
+    workload = replace(checkpoint.workload, trees=())
+    return replace(checkpoint, workload=workload, image_sets=())
+
+
+def _of_another_tree(checkpoint: Checkpoint) -> Checkpoint:
+    first, *others = checkpoint.image_sets
+    return replace(checkpoint, image_sets=(replace(first, root=Pid(7)), *others))
+
+
+def _without_processes(checkpoint: Checkpoint) -> Checkpoint:
+    first, *others = checkpoint.workload.trees
+    workload = replace(checkpoint.workload, trees=(replace(first, processes=()), *others))
+    return replace(checkpoint, workload=workload)
+
+
+@pytest.mark.parametrize("lie", [_without_trees, _of_another_tree, _without_processes])
+def test_a_checkpoint_that_lies_about_its_processes_is_refused_before_anything_is_begun(
+    lie: Callable[[Checkpoint], Checkpoint],
+) -> None:
+    world = dumped_world()
+    world.manifests = {each: lie(checkpoint) for each, checkpoint in world.manifests.items()}
+    with pytest.raises(ObjectCorrupt, match="it lies about its processes"):
+        restore(restore_call(), restore_ports(world))
+    assert world.operations == 0
+    assert "session" not in world.journal
 
 
 def test_taken_pids_are_refused_by_name_and_not_asked_for_in_a_new_namespace() -> None:

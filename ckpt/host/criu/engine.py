@@ -236,6 +236,11 @@ def features(criu: Path) -> Features:
         return Features(**dict(zip(names, pool.map(lambda name: _probe(criu, name), names), strict=True)))
 
 
+def memory_can_follow(criu: Path) -> bool:
+    """Whether tasks can be restored here before their memory: by userfaultfd(2), which also tells of forks and moves."""
+    return _probe(criu, "uffd_noncoop")
+
+
 def _probe(criu: Path, name: str) -> bool:
     # FEATURE_CHECK of the RPC knows three features, and does not say so of the others.
     feature = {"uffd_noncoop": "uffd-noncoop"}.get(name, name)

@@ -52,9 +52,14 @@ def read_needs(images: Path) -> ImageNeeds:
     Raises:
         ObjectCorrupt, OsRefused: an image cannot be read.
     """
-    own = read_inventory(images).own_namespaces
+    inventory = read_inventory(images)
+    own = inventory.own_namespaces
     files = read_entries(images / "files.img", "FILES", "file_entry")
-    inet = [entry.isk for entry in files if entry.HasField("isk")]
+    inet = [
+        entry.isk
+        for entry in files
+        if entry.HasField("isk") and not (inventory.closes_connections and _is_connection(entry.isk))
+    ]
     unix = [entry.usk for entry in files if entry.HasField("usk")]
     names = sorted(os.listdir(images))
     cores = [
@@ -86,18 +91,19 @@ def read_needs(images: Path) -> ImageNeeds:
 
 
 def _ports(sockets: Iterable[Any]) -> tuple[NeededPort, ...]:
-    """The ports that are bound anew; those of connections are taken in repair mode, which disregards others."""
+    """The ports that are bound anew; of connections the addresses, as repair mode disregards who has the port."""
     return tuple(
         dict.fromkeys(
             NeededPort(
                 protocol=_PROTOCOLS[entry.proto],
                 address=_address(entry),
-                port=entry.src_port,
+                port=0 if _is_connection(entry) else entry.src_port,
                 only_v6=bool(entry.v6only),
-                foreign_address=entry.family == socket.AF_INET6 or bool(entry.ip_opts.freebind),
+                foreign_address=bool(entry.ip_opts.freebind)
+                or (entry.family == socket.AF_INET6 and not _is_connection(entry)),
             )
             for entry in sockets
-            if entry.proto in _PROTOCOLS and 0 < entry.src_port <= 0xFFFF and not _is_connection(entry)
+            if entry.proto in _PROTOCOLS and 0 < entry.src_port <= 0xFFFF
         )
     )
 

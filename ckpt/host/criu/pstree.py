@@ -35,10 +35,12 @@ class Inventory:
 
     `run_id` names the dump, and with it CRIU's nftables table; "" in images of CRIU before 4.0.
     `own_namespaces` are the kinds (as in /proc/PID/ns) that the root task did not share with CRIU.
+    `closes_connections` says that open TCP connections come back closed (--tcp-close).
     """
 
     run_id: str
     own_namespaces: frozenset[str]
+    closes_connections: bool
 
 
 def read_tasks(images: Path) -> tuple[ImageTask, ...]:
@@ -96,7 +98,11 @@ def read_inventory(images: Path) -> Inventory:
     inventory = read_entry(images / "inventory.img", "INVENTORY", "inventory_entry")
     root = task_ids(images, read_tasks(images)[0].pid)
     own = {kind for kind in _NAMESPACES if _id(root, kind) != _id(inventory.root_ids, kind)}
-    return Inventory(run_id=inventory.dump_criu_run_id, own_namespaces=frozenset(own))
+    return Inventory(
+        run_id=inventory.dump_criu_run_id,
+        own_namespaces=frozenset(own),
+        closes_connections=inventory.tcp_close,
+    )
 
 
 def task_ids(images: Path, pid: Pid) -> Any:

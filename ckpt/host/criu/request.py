@@ -75,7 +75,8 @@ class DumpRequest:
     The log, its config file and the statistics are written to `work` (default: the images' directory).
     `freeze_cgroup` is the directory of the cgroup that is, or will be by the end of the pre-dump hook,
     frozen: it must be given for a frozen cgroup, or CRIU hangs and ending it destroys the workload.
-    With `tcp_established` connections are kept, and locked with nftables for that time; else nothing is locked. `timeout` bounds CRIU's own work, hooks not
+    With `tcp_established` connections are kept, and locked with nftables for that time; else nothing is locked.
+    With `tcp_close` a restore, which must be told the same, brings them back closed. `timeout` bounds CRIU's own work, hooks not
     counted; `seize_timeout_s` is CRIU's own limit for stopping the tasks.
 
     With `lazy_socket` private anonymous memory stays in the tasks, and after the post-dump hook CRIU serves it on
@@ -88,6 +89,7 @@ class DumpRequest:
     leave_running: bool = True
     freeze_cgroup: Path | None = None
     tcp_established: bool = False
+    tcp_close: bool = False
     file_locks: bool = False
     link_remap: bool = False
     external_unix: bool = False
@@ -139,6 +141,7 @@ class RestoreRequest:
     join_namespaces: tuple[JoinNamespace, ...] = ()
     sibling: bool = False
     tcp_established: bool = False
+    tcp_close: bool = False
     file_locks: bool = False
     external_unix: bool = False
     shell_job: bool = False

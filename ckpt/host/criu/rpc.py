@@ -91,6 +91,7 @@ def _message(
     options.log_level = _LOG_LEVELS[request.log_level]
     options.notify_scripts = True
     options.tcp_established = request.tcp_established
+    options.tcp_close = request.tcp_close
     options.file_locks = request.file_locks
     options.ext_unix_sk = request.external_unix
     options.shell_job = request.shell_job

@@ -39,6 +39,9 @@ _SILENCE_MAX_S: Final = 600.0
 _UNDER_WAY_MAX: Final = 3
 """Questions that may wait for their answers before more is asked for that nobody waits for."""
 
+_WAITING_MAX: Final = 16
+"""Frames of the source that may wait to be heard: what is said on is left in the link, and not in memory."""
+
 _PIECE_BYTES_MIN: Final = 16 * PAGE_BYTES
 _PIECE_BYTES_MAX: Final = 256 * PAGE_BYTES
 """What is asked for at once of what nobody waits for: little after each fault, and then more and more."""
@@ -72,6 +75,7 @@ class Keeper:
         self._piece_bytes = _PIECE_BYTES_MIN
         self._reason = ""
         self._heard_at = time.monotonic()
+        self._room = threading.Semaphore(_WAITING_MAX)
         self._todo: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
@@ -247,12 +251,14 @@ class Keeper:
                 self._fail_later(error.reason)
                 return
             self._heard_at = time.monotonic()
+            self._room.acquire()
             self._later(self._doing(frame, content))
             if frame.kind not in (Kind.PAGES, Kind.ALIVE):
                 return
 
     def _doing(self, frame: Frame, content: bytearray) -> Callable[[], None]:
         def do() -> None:
+            self._room.release()
             match frame.kind:
                 case Kind.PAGES:
                     self._take(frame, content)

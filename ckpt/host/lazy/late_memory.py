@@ -87,8 +87,7 @@ class StoredMemory:
         Raises:
             FeatureMissing: it cannot.
         """
-        found = engine.features(self._criu)
-        if not (found.uffd and found.uffd_noncoop):
+        if not engine.memory_can_follow(self._criu):
             raise FeatureMissing(
                 feature=KernelFeature.USERFAULTFD.value,
                 remedy="Restore without --lazy: all memory is there then before it goes on.",
@@ -157,9 +156,9 @@ class StoredMemory:
         return place
 
     def follow(self) -> CkptError | None:
-        """Return when all memory is there, with None; or when the workload was ended, with the reason. Never raises.
+        """Return when all memory is there, with None; or when the workload was ended, with the reason.
 
-        Nothing interrupts it: that would be the workload's end.
+        Never raises, and is safe to repeat. Nothing interrupts it: that would be the workload's end.
         """
         with unheard():
             if self._operation is not None:

@@ -219,18 +219,21 @@ def _needs_of_socket(each: socket.socket, pid: Pid) -> Iterator[NeededPort | Nee
     if is_v6:
         yield KernelFeature.IPV6
     address, port = each.getsockname()[:2]
+    is_connection = False
     if each.proto == socket.IPPROTO_TCP:
         state = each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-        if state not in (_TCP_CLOSE, _TCP_LISTEN):
-            yield KernelFeature.NFTABLES
-            return
+        is_connection = state not in (_TCP_CLOSE, _TCP_LISTEN)
+    if is_connection:
+        yield KernelFeature.NFTABLES
     if port:
+        is_free = bool(each.getsockopt(socket.IPPROTO_IP, _IP_FREEBIND))
         yield NeededPort(
             protocol=_PROTOCOLS[each.proto],
             address=address.partition("%")[0],
-            port=port,
+            # Repair mode takes the port whoever else has it (soccr/soccr.c).
+            port=0 if is_connection else port,
             only_v6=is_v6 and bool(each.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)),
-            foreign_address=is_v6 or bool(each.getsockopt(socket.IPPROTO_IP, _IP_FREEBIND)),
+            foreign_address=is_free or (is_v6 and not is_connection),
         )
 
 

@@ -81,8 +81,14 @@ def _ports(needs: Needs, _here: Here) -> Iterator[Found]:
             yield Found(
                 pid=None,
                 subject=str(port),
-                message=f"this host has no address {port.address}, which a socket of the workload is bound to",
-                remedy="Give the host this address, or run the workload in a network namespace of its own.",
+                message=f"this host has no address {port.address}, which "
+                + (
+                    "a socket of the workload is bound to"
+                    if port.port
+                    else "the workload has a connection from"
+                ),
+                remedy="Give the host this address, or run the workload in a network of its own (ckpt run --net)"
+                + ("." if port.port else ", or let its connections be closed (--tcp-close)."),
             )
         elif number not in (0, errno.EAFNOSUPPORT, errno.EPERM):
             yield Found(

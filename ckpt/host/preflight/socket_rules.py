@@ -44,7 +44,7 @@ def _unknown(facts: Facts) -> Iterator[Found]:
 
 
 def _connected(facts: Facts) -> Iterator[Found]:
-    if facts.options.tcp_established:
+    if facts.options.tcp_established or facts.options.tcp_close:
         return
     for held, told in _tcp(facts):
         if told.state not in _CLOSED:
@@ -144,7 +144,8 @@ RULES: Final = (
         severity=Severity.BLOCKER,
         title="an open TCP connection, and no --tcp-established",
         effect='The dump fails ("Connected TCP socket"), the workload runs on.',
-        remedy="Give --tcp-established, which freezes the connection with it, or let it be closed first.",
+        remedy="Give --tcp-established, which freezes the connection with it, or --tcp-close, which brings it back closed, "
+        "or let it be closed first.",
         source="criu/sk-inet.c, can_dump_inet_sk()",
         find=_connected,
         option="--tcp-established",

@@ -229,3 +229,17 @@ def test_it_listens_where_ssh_came_in_and_no_name_is_asked_for() -> None:
     lacking = Switching(far.inflow, WireCipher, "192.0.2.1 50000 localhost 22")
     with pytest.raises(OsRefused, match="listen at localhost"):
         lacking.take(AskDirect(migration=ID, address="127.0.0.1"))
+
+
+def test_a_port_that_nobody_came_to_in_time_is_closed_while_the_source_says_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    patient = Far()
+    patient.switching.expire()
+    patient.dial().close()
+    monkeypatch.setattr(direct, "LISTENING_S", 0.0)
+    late = Far()
+    late.switching.expire()
+    with pytest.raises(ConnectionRefusedError):
+        late.dial()
+    patient.switching.close()

@@ -6,8 +6,9 @@ import os
 import socket
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,22 @@ from fakes.needs import NO_NEEDS
 from fakes.receptions import HELD, RUNNING, MemoryReception
 
 from ckpt.codec.messages import PROTOCOLS, Facts, Hello
-from ckpt.codec.migration_messages import PAYLOAD_BYTES_MAX, Offer, State
-from ckpt.errors import NoCommonProtocol, NotRoot, PeerFailed, PeerRefused, Unreachable
+from ckpt.codec.migration_messages import (
+    PAYLOAD_BYTES_MAX,
+    Abort,
+    Aborted,
+    Accepted,
+    AskState,
+    Commit,
+    Held,
+    Offer,
+    Prepare,
+    Running,
+    State,
+)
+from ckpt.errors import Interrupted, NoCommonProtocol, NotRoot, PeerFailed, PeerRefused, Unreachable
 from ckpt.model.pages import PageRun
-from ckpt.remote import direct
+from ckpt.remote import direct, far_side
 from ckpt.remote.far_side import FarSide
 from ckpt.remote.inflow import PipeInflow
 from ckpt.remote.peer import Peer
@@ -309,3 +322,68 @@ def test_a_direct_connection_that_breaks_is_the_way_that_broke_for_both() -> Non
     assert isinstance(bed.ended, PeerFailed)
     assert "the direct connection was cut" in bed.ended.reason
     assert reception.journal == ["prepare", "decided"]
+
+
+class Talkative(MemoryReception):
+    def prepare(self, prepare: Prepare, held: Callable[[Held], Commit | Abort]) -> Running | Aborted:
+        decision = held(replace(HELD, warnings=("x" * (1 << 20), "short")))
+        return RUNNING if isinstance(decision, Commit) else Aborted()
+
+
+def test_a_warning_without_end_does_not_flood_the_terminal() -> None:
+    with migrating(Talkative()) as (target, _):
+        long, short = target.prepare(a_checkpoint()).warnings
+        assert (len(long), short) == (16384, "short")
+        target.abort()
+
+
+class OfAnother(MemoryReception):
+    def state(self, ask: AskState) -> State:
+        return replace(super().state(ask), migration="f" * 16)
+
+
+def test_the_state_of_another_migration_is_no_answer() -> None:
+    with (
+        migrating(OfAnother()) as (target, _),
+        pytest.raises(PeerFailed, match=r"nonsense: the state of migration ffff"),
+    ):
+        target.state()
+
+
+def test_digests_without_end_are_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(far_side, "FILE_DIGESTS_MAX", 199_999)
+    with (
+        migrating(MemoryReception()) as (target, _),
+        pytest.raises(PeerFailed, match="more than 199999 digests of /srv/db"),
+    ):
+        target.ask_file(0, "/srv/db")
+
+
+def test_pages_without_end_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(far_side, "_known_pages_max", lambda: 2)
+    with migrating(MemoryReception()) as (target, _):
+        target.offer(OFFER)
+        target.pages(SPACE, [PageRun(1, 3)], pages(1, 3))
+        with pytest.raises(PeerFailed, match="more than 2 pages"):
+            list(target.known())
+
+
+def test_answers_without_end_end_an_abort() -> None:
+    with migrating(MemoryReception()) as (target, bed):
+        for _ in range(100):
+            bed.peer.say(OFFER)
+        with pytest.raises(PeerFailed, match="16 answers, and none to that"):
+            target.abort()
+
+
+class InterruptedReception(MemoryReception):
+    def offer(self, offer: Offer) -> Accepted:
+        raise Interrupted(operation="ckpt agent")
+
+
+def test_a_signal_ends_the_far_side_so_that_another_one_can_take_over() -> None:
+    with migrating(InterruptedReception()) as (target, bed):
+        with pytest.raises(PeerFailed):
+            target.offer(OFFER)
+        bed.thread.join(20)
+    assert isinstance(bed.ended, Interrupted)

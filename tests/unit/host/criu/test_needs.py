@@ -100,21 +100,33 @@ def fill(entry: Any) -> None:
         setattr(entry.opts, name, 0)
 
 
-def test_what_is_bound_is_needed_and_what_is_connected_is_not(images: Path) -> None:
+def test_of_what_is_bound_the_port_is_needed_and_of_what_is_connected_the_address(images: Path) -> None:
     files(
         images,
         inet("127.0.0.1", 80, LISTEN),
         inet("127.0.0.1", 80, ESTABLISHED),
+        inet("fd00::5", 4711, ESTABLISHED),
         inet("::", 53, CLOSE, socket.IPPROTO_UDP, v6only=True),
         inet("0.0.0.0", 0, CLOSE),  # noqa: S104
     )
     found = read_needs(images)
     assert found.ports == (
         NeededPort(protocol=Protocol.TCP, address="127.0.0.1", port=80, only_v6=False, foreign_address=False),
+        NeededPort(protocol=Protocol.TCP, address="127.0.0.1", port=0, only_v6=False, foreign_address=False),
+        NeededPort(protocol=Protocol.TCP, address="fd00::5", port=0, only_v6=False, foreign_address=False),
         NeededPort(protocol=Protocol.UDP, address="::", port=53, only_v6=True, foreign_address=True),
     )
     assert found.features == (KernelFeature.IPV6, KernelFeature.NFTABLES)
     assert found.descriptor_max == 900
+
+
+def test_connections_that_come_back_closed_need_nothing(images: Path) -> None:
+    files(images, inet("127.0.0.1", 80, LISTEN), inet("10.0.0.5", 80, ESTABLISHED))
+    closing = image.inventory_entry(img_version=2, root_ids=ids(), tcp_close=True)
+    write_entries(images / "inventory.img", "INVENTORY", [closing])
+    found = read_needs(images)
+    assert [port.port for port in found.ports] == [80]
+    assert found.features == ()
 
 
 def test_names_are_absolute_or_abstract_and_each_once(images: Path) -> None:
