@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ckpt.cli import wiring
+from ckpt.cli import wiring, wiring_moves
 from ckpt.cli.call import Call, make_command, usage
 from ckpt.cli.hosts import own_hello
 
@@ -43,8 +43,8 @@ def command(call: Call, pages: str | None) -> int:
     out = _take_output()
     if pages is not None:
         wiring.require_root("ckpt agent")
-        return 1 if wiring.keep_pages(pages, _INPUT, out) else 0
-    reception = wiring.reception(call.store) if os.geteuid() == 0 else None
+        return 1 if wiring_moves.keep_pages(pages, _INPUT, out) else 0
+    reception = wiring_moves.reception(call.store) if os.geteuid() == 0 else None
     try:
         serve(
             PipeInflow(_INPUT, ASKING),
@@ -54,8 +54,8 @@ def command(call: Call, pages: str | None) -> int:
                 facts=lambda: _facts(call.store),
                 judge=lambda needs: _judge(needs, call.store),
                 receive=reception,
-                compressor=wiring.wire_compressor(),
-                new_cipher=wiring.wire_cipher,
+                compressor=wiring_moves.wire_compressor(),
+                new_cipher=wiring_moves.wire_cipher,
                 ssh_connection=os.environ.get("SSH_CONNECTION", ""),
             ),
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ckpt.cli import wiring
+from ckpt.cli import wiring, wiring_moves
 from ckpt.cli.call import Call, make_command, usage
 from ckpt.cli.check import as_text
 from ckpt.cli.documents import check_document
@@ -150,8 +150,10 @@ def command(call: Call, /, **given: Any) -> int:
     if "" in given["ship"]:
         raise usage("--ship needs a path, or 'open'.")
     given["ship"] = tuple(path if path == _OPEN else os.path.realpath(path) for path in given["ship"])
-    wiring.refuse_unknown_rules(given["allow"])
-    source = wiring.new_source(call.store, host, given, json.dumps({name: given[name] for name in _KEPT}))
+    wiring_moves.refuse_unknown_rules(given["allow"])
+    source = wiring_moves.new_source(
+        call.store, host, given, json.dumps({name: given[name] for name in _KEPT})
+    )
     return _migrate(call, given, host, source)
 
 
@@ -199,7 +201,7 @@ def _migrate(
 
 def _go_direct(far: FarSide) -> str:
     """Leave SSH, if that can be; gives what to say of it."""
-    if reason := far.go_direct(wiring.wire_cipher):
+    if reason := far.go_direct(wiring_moves.wire_cipher):
         return f"everything goes through SSH, as there is no direct connection: {reason}"
     return "what is sent goes over a direct connection, sealed with AES-256-GCM"
 
@@ -227,7 +229,7 @@ def _wanted(given: dict[str, Any], host: str, *, resumed: bool) -> MigrateCall:
 
 
 def _resume(call: Call, migration: str, given: dict[str, Any]) -> int:
-    source = wiring.known_source(migration)
+    source = wiring_moves.known_source(migration)
     record = source.record
     there = {
         "identity": given["identity"] or record.identity,
@@ -240,7 +242,7 @@ def _resume(call: Call, migration: str, given: dict[str, Any]) -> int:
     with telling(call.output) as tell, _ports(call, kept, record.host, source, tell) as (_, far):
         ref = target_ref(kept["pid"], kept["cgroup"], kept["name"])
         runs = bool(far.state().pid)
-        resolution = wiring.settle_source(source, far, ref, resuming=True)
+        resolution = wiring_moves.settle_source(source, far, ref, resuming=True)
     if resolution is Resolution.CONTINUE:
         return _migrate(call, kept, record.host, source, resumed=True)
     call.output.result(
@@ -263,5 +265,5 @@ def _ports(
 
     tell(f"connecting to {host}")
     with connected(call, host, given) as peer:
-        far = FarSide(peer, wiring.wire_compressor(), source.id)
-        yield wiring.migrate_ports(far, source, tell, RoundTeller(call.output, tell)), far
+        far = FarSide(peer, wiring_moves.wire_compressor(), source.id)
+        yield wiring_moves.migrate_ports(far, source, tell, RoundTeller(call.output, tell)), far

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ckpt.cli import wiring
+from ckpt.cli import wiring_moves
 from ckpt.cli.call import Call, usage
 from ckpt.cli.documents import problem_of
 from ckpt.cli.hosts import connected
@@ -30,14 +30,14 @@ Told = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 def recover_migrations(call: Call) -> Told:
     """Finish or undo every migration of this host that nobody works on."""
     actions: list[dict[str, Any]] = []
-    problems = [_problem("migrations", error) for error in wiring.damaged_migrations()]
+    problems = [_problem("migrations", error) for error in wiring_moves.damaged_migrations()]
     todo: list[tuple[str, Callable[[], str]]] = [
         (f"migration {source.id} to {source.record.host}", partial(_settle_source, call, source))
-        for source in wiring.known_sources()
+        for source in wiring_moves.known_sources()
     ]
     todo += [
-        (f"migration {each} to this host", partial(wiring.settle_target, each, call.store))
-        for each in wiring.known_targets()
+        (f"migration {each} to this host", partial(wiring_moves.settle_target, each, call.store))
+        for each in wiring_moves.known_targets()
     ]
     for subject, settle in todo:
         try:
@@ -65,7 +65,7 @@ def decide(call: Call, word: str) -> Told:
     migration, _, choice = word.partition("=")
     if choice not in [each.value for each in Choice]:
         raise usage("--decide takes ID=commit or ID=abort.")
-    done = wiring.decide_migration(migration, Choice(choice), call.store)
+    done = wiring_moves.decide_migration(migration, Choice(choice), call.store)
     return [{"subject": f"migration {migration}", "done": done}], []
 
 
@@ -100,9 +100,9 @@ def _settle_source(call: Call, source: SourceSide) -> str:
         pass
     try:
         with connected(call, record.host, there) as peer:
-            far = FarSide(peer, wiring.wire_compressor(), source.id)
+            far = FarSide(peer, wiring_moves.wire_compressor(), source.id)
             runs = bool(far.state().pid)
-            resolution = wiring.settle_source(source, far, ref, resuming=False)
+            resolution = wiring_moves.settle_source(source, far, ref, resuming=False)
             return outcome(resolution, is_lazy=bool(kept.get("lazy")), runs=runs)
     except Locked:
         raise

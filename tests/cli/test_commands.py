@@ -34,7 +34,7 @@ def _a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def world(monkeypatch: pytest.MonkeyPatch) -> fake.World:
     world = fake.World()
     monkeypatch.setattr(wiring, "dump_ports", lambda _place, _announce: dump_ports(world))
-    monkeypatch.setattr(wiring, "restore_ports", lambda _place, _announce: restore_ports(world))
+    monkeypatch.setattr(wiring, "restore_ports", lambda _place, _announce, **_how: restore_ports(world))
     return world
 
 

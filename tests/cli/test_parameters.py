@@ -96,7 +96,7 @@ def test_a_default_name_is_a_name_and_never_twice_the_same(program: str) -> None
         ["restore", "x", "--count", "2"],
         ["restore", "x", "--count", "2", "--pids", "new", "--attach"],
         ["restore", "x", "--count", "2", "--pids", "new", "--cgroup", "/x"],
-        ["restore", "x", "--lazy"],
+        ["restore", "x", "--lazy", "--attach"],
         ["run"],
         ["run", "--every", "5s", "--", "true"],
         ["rm"],

@@ -113,6 +113,22 @@ def test_a_database_and_its_writer_are_of_one_instant_again(
         assert database.execute("SELECT count(*), max(number) FROM facts").fetchone() == (rows, rows - 1)
 
 
+def test_a_signal_that_comes_as_it_goes_on_takes_no_file_back_under_it(
+    program: Asked, workload: Workload, ckpt: Ckpt, folder: Path
+) -> None:
+    path = folder / "data"
+    path.write_bytes(b"then")
+    held(program, path)
+    checkpoint = dump(ckpt, workload, folder)
+    path.write_bytes(b"much later")
+
+    ckpt("restore", checkpoint, CKPT_FAILPOINT="let-go:SIGINT")
+
+    assert list(contents(folder)) == ["data"]
+    assert path.read_bytes() == b"then"
+    assert program.do(f"answer = held[{str(path)!r}].read()") == "then"
+
+
 def test_all_of_a_directory_is_as_it_was_and_what_came_later_is_beside_it(
     program: Asked, workload: Workload, ckpt: Ckpt, folder: Path
 ) -> None:
