@@ -7,19 +7,34 @@ from __future__ import annotations
 
 import io
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.command import PROGRAM
 from real.counting import Counter
 from real.migrating import MigrationBed
 
-from ckpt.codec.messages import _KINDS as KINDS
-from ckpt.codec.messages import MARK, Failed, Hello, Message, decode, encode
-from ckpt.codec.migration_messages import WithPayload
+from ckpt.codec.messages import (
+    MARK,
+    Alive,
+    AskFacts,
+    AskNeeds,
+    Facts,
+    Failed,
+    Findings,
+    Hello,
+    Message,
+    decode,
+    encode,
+)
+from ckpt.codec.migration_messages import MIGRATION_KINDS, WithPayload
 from ckpt.errors import PeerFailed
+from ckpt.store.wire_compress import WireCompressor
 
 HELLO = Hello(protocols=(1, 2), version="0", host="elsewhere")
-_KINDS = tuple(KINDS.values())
+_KINDS: tuple[type[Message], ...] = (
+    *(Hello, Alive, AskFacts, AskNeeds, Facts, Findings, Failed),
+    *MIGRATION_KINDS.values(),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +77,8 @@ class HostileSource:
         program = bed.ssh.program(f'tee "{tape}" | {agent} "$@"', "taping")
         words = (counter.job, bed.address_of(bed.target), "--ssh-only", *options, *bed.ssh.options)
         bed.source.ckpt(bed.ckpt, "migrate", *words, "--remote-ckpt", program)
-        return [each for each in said_in(tape.read_bytes()) if not isinstance(each.message, Hello)]
+        said = said_in(tape.read_bytes())
+        return [_in_plain(each) for each in said if not isinstance(each.message, Hello)]
 
     def say(self, *said: Said | Message | bytes, timeout_s: float = 60) -> Heard:
         """Start an agent, greet it, say all this at once, and wait for its end."""
@@ -99,6 +115,15 @@ def said_in(content: bytes) -> list[Said]:
         payload = stream.read(message.size_bytes) if isinstance(message, WithPayload) else b""
         found.append(Said(message=message, payload=payload))
     return found
+
+
+def _in_plain(said: Said) -> Said:
+    """The same, not compressed."""
+    message = said.message
+    if not isinstance(message, WithPayload) or not message.is_compressed:
+        return said
+    plain = WireCompressor().decompress(said.payload, message.plain_bytes)
+    return Said(message=replace(message, size_bytes=message.plain_bytes, is_compressed=False), payload=plain)
 
 
 def _encoded(said: Said | Message | bytes) -> bytes:
