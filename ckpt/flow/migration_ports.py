@@ -123,6 +123,9 @@ class Memory(Protocol):
     def round(self, trees: tuple[Tree, ...], far: FarSide) -> Round:
         """Send what was not sent yet, or has changed since; the tasks may do what they like."""
 
+    def estimate(self, trees: tuple[Tree, ...]) -> int:
+        """About how many pages a round would send now."""
+
     def finish(self, root: Pid, images: str, far: FarSide) -> Round:
         """Send what CRIU wrote of a tree and what is not there as it is in CRIU's images."""
 

@@ -54,7 +54,7 @@ _SHRINKS: Final = 0.8
 _PACE: Final = 1 << 30
 """About how many bytes CRIU writes, or restores, in a second."""
 
-_SHARE: Final = 0.15
+_SHARE: Final = 0.1
 """What may be added to the time of a dump and a restore, for the sake of being done: more rounds send more bytes."""
 
 _PAGES: Final = "pages-"
@@ -210,20 +210,18 @@ class Migration:
             sent = memory.round(self.ports.senders.trees(self.target), self.ports.far)
             self._end_round(began, sent.changed_pages)
             operation.note_phase(f"round-{number}")
-            if self._is_enough():
+            if self._is_enough(memory.estimate(self.ports.senders.trees(self.target))):
                 return
 
-    def _is_enough(self) -> bool:
-        """Whether another round would not pay: by how much is changed while one is sent, and how long that takes."""
+    def _is_enough(self, expected_pages: int) -> bool:
+        """Whether another round, which would send so many pages, would not pay."""
         last = self.rounds[-1]
-        if last.changed_pages * PAGE_BYTES <= _FEW_BYTES:
+        if expected_pages * PAGE_BYTES <= _FEW_BYTES or expected_pages > _SHRINKS * last.changed_pages:
             return True
-        if len(self.rounds) == 1:
-            return False
-        expected = last.changed_pages * last.ns / max(1, self.rounds[-2].ns)
-        takes_ns = expected * last.ns / last.changed_pages
+        largest = max(self.rounds, key=lambda each: each.changed_pages)
+        takes_ns = expected_pages * largest.ns / max(1, largest.changed_pages)
         frozen_anyway_ns = 2 * self.looked.needs.memory_bytes * SECOND / _PACE
-        return expected > _SHRINKS * last.changed_pages or takes_ns < _SHARE * frozen_anyway_ns
+        return takes_ns < _SHARE * frozen_anyway_ns
 
     def _end_round(self, began: Nanoseconds, changed_pages: int) -> None:
         self.ports.far.end_round(len(self.rounds))

@@ -206,7 +206,7 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
                 outside_volumes(checkpoint.inodes, checkpoint.volumes),
                 _image_directories(checkpoint, operation),
             )
-        pids = _add_trees(call, checkpoint, session, operation, ports)
+        pids = _add_trees(call, checkpoint, session, operation, ports, hurried=gate is not None)
         operation.note_phase("restored")
         # Also after a verification: pipes and deleted files get new numbers at every restore.
         seen = () if call.inodes is InodePolicy.IGNORE else checkpoint.inodes
@@ -348,13 +348,16 @@ def _add_trees(
     session: RestoreSession,
     operation: Operation,
     ports: RestorePorts,
+    *,
+    hurried: bool,
 ) -> tuple[Pid, ...]:
     """Restore and hold every tree; gives the roots' pids on this host in the order of the trees."""
     by_root: dict[Pid, Tree] = {tree.root: tree for tree in checkpoint.workload.trees}
     tasks = sum(len(tree.processes) for tree in checkpoint.workload.trees)
     pace = ports.restorer.pace()
     there = ByteCount(checkpoint.image_bytes - (ports.late.left_bytes if ports.late else 0))
-    at = ports.clock.read().later(restore_span(there, tasks, pace))
+    # Who holds what is restored wants it to go on as soon as it may.
+    at = ports.clock.read().later(restore_span(there, tasks, pace, hurried=hurried))
     pids = []
     for images in checkpoint.image_sets:
         tree = by_root[images.root]

@@ -64,7 +64,7 @@ def test_memory_goes_in_rounds_and_the_source_is_killed_between_the_commit_and_i
         ]
     )
     assert "thaw" not in journal[: journal.index("kill")]
-    # The second round took as long as the first: a third one would find as much changed.
+    # After the second one nothing is left to send.
     assert [each.changed_pages for each in report.rounds] == [100_000, 10_000, 6]
     assert [each.changed_pages for each in one.rounds] == [100_000, 10_000, 6]
     assert one.there.running
@@ -127,7 +127,7 @@ def test_rounds_end_where_they_no_longer_pay_or_where_the_user_says() -> None:
     busy = moving()
     busy.senders.changing = [100_000] * 20
     report = migrate(migrate_call(), busy.ports)
-    assert 2 <= len(report.rounds) - 1 <= 3
+    assert len(report.rounds) - 1 == 1
     for wanted in (0, 1):
         one = moving()
         assert len(migrate(migrate_call(pre_copy=wanted), one.ports).rounds) == wanted + 1

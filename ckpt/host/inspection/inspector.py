@@ -123,6 +123,7 @@ class HostInspector:
         self._cache = DigestCache(f"{state}/digests.sqlite", progress)
         self._digest_limit = digest_limit
         self._clock = HostClock()
+        self._facts: HostFacts | None = None
 
     def check(self, target: Target, options: DumpOptions) -> tuple[Finding, ...]:
         """Everything that speaks against a dump with these options, or a restore after it; the gravest first."""
@@ -299,8 +300,10 @@ class HostInspector:
         )
 
     def host_facts(self) -> HostFacts:
-        """This host."""
-        return read_host_facts(str(engine.version(find_criu())), VERSION)
+        """This host, as it was when it was asked first: it costs the start of a CRIU."""
+        if self._facts is None:
+            self._facts = read_host_facts(str(engine.version(find_criu())), VERSION)
+        return self._facts
 
     def differences(self, inodes: tuple[InodeRecord, ...]) -> tuple[FileChange, ...]:
         """What of the recorded files is not as it was, on this host now."""

@@ -147,6 +147,10 @@ class LiveSender:
         """Send what was not sent yet, or has changed since; the tasks may do what they like."""
         return self.memory.round(trees, far)
 
+    def estimate(self, trees: tuple[Tree, ...]) -> int:
+        """About how many pages a round would send now."""
+        return self.memory.estimate(trees)
+
     def finish(self, root: Pid, images: str, far: Far) -> RoundCount:
         """Send what CRIU wrote of a tree and what is not there as it is in CRIU's images."""
         return self.memory.finish(root, images, far)

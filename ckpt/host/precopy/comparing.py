@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ckpt.host.precopy.calls import differing
@@ -21,6 +23,24 @@ class Space:
         self.spool = spool
         self.known = known
 
+    def count_changed(self, pages: Pages, rows: Rows) -> int:
+        """How many of these are not there as they are now; nothing is sent or kept."""
+        places = self.table.find(pages)
+        old = places != ABSENT
+        changed = len(pages) - int(old.sum())
+        if old.any():
+            changed += int(differing(rows[old], self.spool.rows(places[old])).sum())
+        return changed
+
+
+class Judged(NamedTuple):
+    """Pages with what is in them, their places in the spool, and which of them are to be sent."""
+
+    pages: Pages
+    rows: Rows
+    places: Pages
+    chosen: Pages
+
 
 class Comparison:
     """One pass over a space. `keeps`: what differs is kept in the spool, to be compared with again."""
@@ -38,9 +58,21 @@ class Comparison:
         Raises:
             NoSpace, OsRefused: the spool cannot be written.
         """
-        self.scanned_pages += len(pages)
+        self.send(self.judge(pages, rows))
+
+    def judge(self, pages: Pages, rows: Rows) -> Judged:
+        """Which of these are to be sent; without `keeps` several threads may ask."""
         places = self._space.table.find(pages)
-        chosen = np.flatnonzero(self._are_to_send(pages, places, rows))
+        return Judged(pages, rows, places, np.flatnonzero(self._are_to_send(pages, places, rows)))
+
+    def send(self, judged: Judged) -> None:
+        """Send what was judged so, in the order in which it was to be judged.
+
+        Raises:
+            NoSpace, OsRefused: the spool cannot be written.
+        """
+        pages, rows, places, chosen = judged
+        self.scanned_pages += len(pages)
         if not len(chosen):
             return
         self.changed_pages += len(chosen)

@@ -9,21 +9,31 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from ckpt.host.criu.addresses import page_addresses
-from ckpt.host.precopy.comparing import Comparison, Space
+from ckpt.host.precopy.comparing import Comparison, Judged, Space
 from ckpt.host.precopy.dumped import dumped_pages
 from ckpt.host.precopy.known import KnownPages, KnownSpace
 from ckpt.host.precopy.reading import Contents, MemoryReader
+from ckpt.host.precopy.runs import Pages, Rows
 from ckpt.host.precopy.sending import PageSink
 from ckpt.host.precopy.spool import Spool
 from ckpt.model.workload import Tree
 from ckpt.units import Pid
 
 __all__ = ["KnownPages", "LiveMemory", "PageSink", "RoundCount"]
+
+
+_SAMPLE: Final = 32
+_THREADS: Final = 2
+_BATCHES_AT_ONCE: Final = 32
+"""To hand a batch to a thread takes as long as to compare it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +76,16 @@ class LiveMemory:
             for name, contents in self._reader.spaces(tree)
         )
 
+    def estimate(self, trees: tuple[Tree, ...]) -> int:
+        """About how many pages a round would send now: one page of every _SAMPLE is looked at, and nothing is sent."""
+        changed = sum(
+            self._space(f"{tree.root}/{name}").count_changed(pages, rows)
+            for tree in trees
+            for name, contents in self._reader.spaces(tree, every=_SAMPLE)
+            for pages, rows in contents
+        )
+        return changed * _SAMPLE
+
     def finish(self, root: Pid, images: str, sink: PageSink) -> RoundCount:
         """Send every page that CRIU wrote of a tree, and that was not sent with what is in it now.
 
@@ -80,9 +100,7 @@ class LiveMemory:
             ObjectCorrupt, OsRefused: the image set cannot be read.
         """
         return _sum(
-            self._compare(
-                f"{root}/{runs[0].space}", dumped_pages(Path(images, file), runs), sink, keeps=False
-            )
+            self._compare_still(f"{root}/{runs[0].space}", dumped_pages(Path(images, file), runs), sink)
             for file, runs in page_addresses(Path(images)).items()
             if runs
         )
@@ -102,10 +120,32 @@ class LiveMemory:
             comparison.close()
         return RoundCount(scanned_pages=comparison.scanned_pages, changed_pages=comparison.changed_pages)
 
+    def _compare_still(self, name: str, contents: Contents, sink: PageSink) -> RoundCount:
+        """Compare what does not change meanwhile, and stays where it is: by several threads, as it is waited for."""
+        comparison = Comparison(self._space(name), sink, keeps=False)
+
+        def judge(group: tuple[tuple[Pages, Rows], ...]) -> list[Judged]:
+            return [comparison.judge(pages, rows) for pages, rows in group]
+
+        try:
+            with ThreadPoolExecutor(_THREADS, "compare") as pool:
+                for group in pool.map(judge, _groups(contents)):
+                    for judged in group:
+                        comparison.send(judged)
+            comparison.flush()
+        finally:
+            comparison.close()
+        return RoundCount(scanned_pages=comparison.scanned_pages, changed_pages=comparison.changed_pages)
+
     def _space(self, name: str) -> Space:
         if name not in self._spaces:
             self._spaces[name] = Space(name, self._spool, KnownSpace(self._known, name))
         return self._spaces[name]
+
+
+def _groups(contents: Contents) -> Iterator[tuple[tuple[Pages, Rows], ...]]:
+    while group := tuple(islice(contents, _BATCHES_AT_ONCE)):
+        yield group
 
 
 def _sum(counts: Iterable[RoundCount]) -> RoundCount:

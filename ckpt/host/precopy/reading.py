@@ -46,9 +46,14 @@ class MemoryReader:
                 operation="ask", subject="the kernel for pages of memory", reason=error.strerror or str(error)
             ) from error
         self._scratch: Rows = np.empty((BATCH_PAGES, WORDS), np.uint64)
+        self._every = 1
 
-    def spaces(self, tree: Tree) -> Iterator[tuple[str, Contents]]:
-        """The name of each page map, and what CRIU would put there now; to be taken before the next is asked for."""
+    def spaces(self, tree: Tree, *, every: int = 1) -> Iterator[tuple[str, Contents]]:
+        """The name of each page map, and what CRIU would put there now; to be taken before the next is asked for.
+
+        With `every` only one of so many pages is read.
+        """
+        self._every = every
         seen: set[int] = set()
         for process in _memories(tree):
             with suppress(OSError), Task(process.pid) as task:
@@ -76,13 +81,25 @@ class MemoryReader:
                 os.close(fd)
 
     def _read(self, runs: Runs, read: Callable[[Pages, Rows], Pages]) -> Contents:
-        for pages in batches(runs):
+        for pages in batches(runs) if self._every == 1 else _sampled(runs, self._every):
             rows = self._scratch[: len(pages)]
             got = read(pages, rows)
             if len(got) == len(pages):
                 yield pages, rows
             elif len(got):
                 yield pages[got], rows[got]
+
+
+def _sampled(runs: Runs, every: int) -> Iterator[Pages]:
+    """One page of every so many, as many at once as batches() gives."""
+    taken: list[Pages] = []
+    for pages in batches(runs):
+        taken.append(pages[::every])
+        if len(taken) == every:
+            yield np.concatenate(taken)
+            taken.clear()
+    if taken:
+        yield np.concatenate(taken)
 
 
 def _memories(tree: Tree) -> Iterator[Process]:
