@@ -11,6 +11,7 @@ import dataclasses
 import re
 import shlex
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any, Final, TypeVar
@@ -45,6 +46,9 @@ from ckpt.remote.inflow import SILENCE_S, Inflow
 from ckpt.remote.records import NewCipher, RecordWriter
 from ckpt.remote.ssh import RunningProgram, SshConnection
 from ckpt.remote.stream import ALIVE_EVERY_S, BulkWriter
+
+ANSWER_S: Final = 1800.0
+"""So long may one answer take, whoever is alive: a workload waits for some of them, frozen. Any restore takes less."""
 
 _LINES_KEPT: Final = 20
 _LINE_BYTES_MAX: Final = 2000
@@ -163,11 +167,18 @@ class Peer:
 
         Raises:
             PeerRefused: it answers that it cannot.
-            PeerFailed: it does not answer.
+            PeerFailed: it does not answer, or not within ANSWER_S.
         """
         expected: Collection[type[Answer | Alive | Stopped | Failed]] = (*kinds, Alive, Stopped, Failed)
+        began = time.monotonic()
         while True:
             answer = self._next(expected)
+            if isinstance(answer, Alive) and time.monotonic() - began > ANSWER_S:
+                raise PeerFailed(
+                    host=self.host,
+                    reason=f"it says that it is alive, and has not answered for {ANSWER_S:g} s",
+                    remedy=f"See what '{self._program} doctor' says there, and whether its disk is slow.",
+                )
             if isinstance(answer, Stopped):
                 self._stopped = answer
             elif isinstance(answer, Failed):

@@ -33,13 +33,14 @@ from ckpt.codec.migration_messages import (
 )
 from ckpt.errors import Interrupted, NoCommonProtocol, NotRoot, PeerFailed, PeerRefused, Unreachable
 from ckpt.model.pages import PageRun
-from ckpt.remote import direct, far_side
+from ckpt.remote import direct, far_side, serving
+from ckpt.remote import peer as peer_module
 from ckpt.remote.far_side import FarSide
 from ckpt.remote.inflow import PipeInflow
 from ckpt.remote.peer import Peer
 from ckpt.remote.serving import ASKING, Answers, serve
 from ckpt.store.wire_seal import WireCipher
-from ckpt.units import PAGE_BYTES, Pid
+from ckpt.units import PAGE_BYTES, ByteCount, Pid
 
 ID = "0123456789abcdef"
 OFFER = Offer(
@@ -177,6 +178,25 @@ def pages(first: int, count: int) -> memoryview:
 def send_much(target: FarSide) -> None:
     for _ in range(1000):
         target.pages(SPACE, [PageRun(0, 256)], pages(0, 256))
+
+
+def test_who_is_alive_and_never_answers_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_module, "ANSWER_S", 0.1)
+    monkeypatch.setattr(serving, "ALIVE_EVERY_S", 0.02)
+    over = threading.Event()
+
+    class Slow(MemoryReception):
+        def end_round(self, number: int) -> ByteCount:
+            over.wait(20)
+            return super().end_round(number)
+
+    with migrating(Slow()) as (target, _):
+        target.offer(OFFER)
+        try:
+            with pytest.raises(PeerFailed, match=r"alive, and has not answered for 0.1 s"):
+                target.end_round(0)
+        finally:
+            over.set()
 
 
 def test_a_workload_moves_from_one_side_to_the_other() -> None:
