@@ -188,7 +188,6 @@ class Reception:
         self._open: AbstractContextManager[TargetSide] | None = None
         self._side: TargetSide | None = None
         self._received: Received | None = None
-        self._came = 0
 
     def offer(self, offer: Offer) -> Accepted:
         """Take it, or raise; nothing is restored yet."""
