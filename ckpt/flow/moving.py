@@ -143,6 +143,8 @@ class Migration:
             )
             # The last registered is the first that is done: nobody thaws before what was committed is killed.
             undo.always("finish what was committed", lambda: self._finish(operation, snapshot))
+            # Asked before the freeze, it takes no time of it.
+            ports.inspector.host_facts()
             ports.records.note(SourceState.FROZEN)
             ports.tell("freezing")
             try:

@@ -133,8 +133,6 @@ class Snapshot:
             CannotCheckpoint, FreezeTimeout, DumpFailed, NoSuchTarget: the workload is as it was, but for a freeze.
             Exception: what `held` raised.
         """
-        # Asked before the freeze, it takes no time of it.
-        self.ports.inspector.host_facts()
         for attempt in range(ATTEMPTS_MAX):
             survey = self.ports.inspector.survey(self.target, self.wanted.options, force=self.wanted.force)
             self.warnings = survey.warnings
