@@ -67,6 +67,9 @@ def read_entries(
             parsed = parse(content[offset : offset + length])
         except DecodeError as error:
             raise _corrupt(path, f"the entry at byte {offset} cannot be decoded") from error
+        # The decoder does not mind, but what is not whole cannot be written again.
+        if not parsed.IsInitialized():
+            raise _corrupt(path, f"the entry at byte {offset} is not whole")
         offset += length
         if extra_bytes is not None:
             extra = extra_bytes(parsed)

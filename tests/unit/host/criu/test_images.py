@@ -148,6 +148,7 @@ def test_an_unchanged_image_is_written_back_byte_for_byte(tmp_path: Path) -> Non
         (lambda content: content + b"\1\0", "ends within the size"),
         (lambda content: content + struct.pack("<I", 0xFFFFFFFF), "4294967295 bytes"),
         (lambda content: content + struct.pack("<I", 2) + b"\xff\xff", "cannot be decoded"),
+        (lambda content: content + struct.pack("<I", 0), "is not whole"),
         (lambda content: content + content[8:], "2 entries"),
     ],
 )
