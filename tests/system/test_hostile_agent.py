@@ -191,5 +191,7 @@ def _mutated(tape: list[Said], draw: random.Random) -> list[Said | bytes]:
             return [*tape[:place], whole[: draw.randrange(len(whole))]]
         case _:
             whole = bytearray(tape[place].encoded)
-            whole[draw.randrange(min(len(whole), 200))] ^= 1 << draw.randrange(8)
+            # In the frame: what may be in an image is CRIU's affair, and differs from tape to tape.
+            frame_bytes = len(whole) - len(tape[place].payload)
+            whole[draw.randrange(min(frame_bytes, 200))] ^= 1 << draw.randrange(8)
             return [*tape[:place], bytes(whole), *tape[place + 1 :]]
