@@ -143,7 +143,7 @@ createServer((_, response) => response.end(`${counted}`)).listen(7341, "127.0.0.
 setInterval(() => get({ port: 7341, host: "127.0.0.1", agent: false }, response => {
     response.resume();
     response.on("end", () => appendFileSync(process.argv[2], `${++number}\\n`));
-}), 20);
+}), 100);
 """
 
 CLOCKS = """

@@ -46,11 +46,12 @@ class UnderWay:
 
     def go_on(self) -> None:
         """Let it go on from its failpoint."""
-        # nsenter stops as its child does, and lets it go on as it does so itself.
+        self._await_nsenter()
         self._nsenter.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """kill -9 the controller, whether it is stopped or not."""
+        self._await_nsenter()
         os.kill(self.controller, signal.SIGKILL)
         self._nsenter.send_signal(signal.SIGCONT)
 
@@ -66,6 +67,14 @@ class UnderWay:
         with suppress(ValueError):
             document = json.loads(out)
         return Ended(exit_code=status if status >= 0 else 128 - status, document=document, errors=err)
+
+    def _await_nsenter(self) -> None:
+        """nsenter stops as its child does, a moment later, and lets it go on when it is let go on itself.
+
+        What is sent to it before that is lost, and both would stand still for ever.
+        """
+        if is_stopped(self.controller):
+            await_condition(lambda: is_stopped(self._nsenter.pid), "nsenter to stop")
 
     def _said(self) -> tuple[str, str]:
         out, err = (self._output.with_name(f"{self._output.name}.{kind}") for kind in ("out", "err"))
