@@ -13,6 +13,7 @@ from ckpt.cli.call import Call, usage
 from ckpt.cli.dump_options import dump_options
 from ckpt.cli.hosts import connected, host_option, refuse_without_host
 from ckpt.cli.parameters import job_name, target_ref
+from ckpt.cli.restore_options import pids_option
 from ckpt.codec.names import refuse_label
 from ckpt.errors import NoSuchTarget, ObjectMissing
 from ckpt.flow.check_ref import CheckRefCall, CheckRefPorts, check_ref, check_target_elsewhere
@@ -120,13 +121,7 @@ _OPTIONS = (
         help="This checkpoint, also where a job of the same name runs.",
         shell_complete=suggestions.refs,
     ),
-    click.option(
-        "--pids",
-        type=click.Choice(["same", "new"]),
-        default="same",
-        show_default=True,
-        help="As for a restore of a checkpoint.",
-    ),
+    pids_option("As for a restore of a checkpoint."),
     click.option(
         "--name",
         "as_job",

@@ -20,12 +20,11 @@ from ckpt.cli.migrate_report import RoundTeller, migrate_document, migrate_text
 from ckpt.cli.parameters import duration_above_zero, target_ref
 from ckpt.cli.progress import telling
 from ckpt.cli.recover_migrations import outcome
+from ckpt.cli.restore_options import inodes_option, pids_option, time_option
 from ckpt.flow.migrate import check_migration
 from ckpt.flow.migrate import migrate as move
 from ckpt.flow.migration_call import MigrateCall, MigratePorts
-from ckpt.model.clocks import TimePolicy
 from ckpt.model.findings import blockers
-from ckpt.model.inodes import InodePolicy
 from ckpt.model.migration import Resolution
 from ckpt.units import Nanoseconds
 
@@ -97,27 +96,9 @@ _OPEN: Final = "open"
     metavar="RULE",
     help="Go on in spite of what this rule finds (docs/rules.md). May be repeated.",
 )
-@click.option(
-    "--time",
-    type=click.Choice([policy.value for policy in TimePolicy]),
-    default=TimePolicy.SUSPEND.value,
-    show_default=True,
-    help="What the workload's clocks make of the pause, as for 'ckpt restore'.",
-)
-@click.option(
-    "--inodes",
-    type=click.Choice([policy.value for policy in InodePolicy]),
-    default=InodePolicy.KEEP.value,
-    show_default=True,
-    help="What to do about files that are others there, as for 'ckpt restore'.",
-)
-@click.option(
-    "--pids",
-    type=click.Choice(["same", "new"]),
-    default="same",
-    show_default=True,
-    help="The same pids there, or a PID namespace of its own.",
-)
+@time_option("What the workload's clocks make of the pause, as for 'ckpt restore'.")
+@inodes_option("What to do about files that are others there, as for 'ckpt restore'.")
+@pids_option("The same pids there, or a PID namespace of its own.")
 @click.option("--into", default="", metavar="PATH", help="The cgroup there, instead of one of its own.")
 @click.option("--resume", metavar="ID", help="Go on with a migration that broke off, or finish it.")
 @dump_parameters

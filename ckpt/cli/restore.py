@@ -15,6 +15,7 @@ from ckpt.cli.documents import problem_of, restore_document
 from ckpt.cli.output import Output
 from ckpt.cli.parameters import job_name, ref_argument
 from ckpt.cli.progress import telling
+from ckpt.cli.restore_options import inodes_option, pids_option, time_option
 from ckpt.codec.names import refuse_label
 from ckpt.errors import BadName, CkptError, Interrupted, Problems
 from ckpt.flow.restore import RestoreCall, RestorePorts
@@ -36,20 +37,10 @@ _METHODS: Final = {
 
 @make_command("restore", example="ckpt restore web@latest")
 @ref_argument
-@click.option(
-    "--time",
-    type=click.Choice([policy.value for policy in TimePolicy]),
-    default=TimePolicy.SUSPEND.value,
-    show_default=True,
-    help="What the workload's clocks make of the time since the dump.",
-)
-@click.option(
-    "--inodes",
-    type=click.Choice([policy.value for policy in InodePolicy]),
-    default=InodePolicy.KEEP.value,
-    show_default=True,
-    help="What to do about files that changed. keep refuses changed content, and lets the workload see the devices "
-    "and inode numbers that it saw; verify refuses any change; ignore leaves it to CRIU.",
+@time_option("What the workload's clocks make of the time since the dump.")
+@inodes_option(
+    "What to do about files that changed. keep refuses changed content, and lets the workload see the devices "
+    "and inode numbers that it saw; verify refuses any change; ignore leaves it to CRIU."
 )
 @click.option(
     "--files",
@@ -57,13 +48,7 @@ _METHODS: Final = {
     help="The contents of files: saved writes back those that the checkpoint has (the default if it has any), newest "
     "leaves all as they are, although the memory is older. Without either they must be as they were.",
 )
-@click.option(
-    "--pids",
-    type=click.Choice(["same", "new"]),
-    default="same",
-    show_default=True,
-    help="The host's same pids, or a PID namespace of its own.",
-)
+@pids_option("The host's same pids, or a PID namespace of its own.")
 @click.option(
     "--cgroup", default="", metavar="PATH", help="Restore into this cgroup instead of one of our own."
 )
