@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import pytest
 from fakes.moving import InjectedError, Moving, migrate_call, moving
 
@@ -149,7 +147,6 @@ def test_a_blocker_on_either_side_touches_nothing_unless_it_is_allowed() -> None
         migrate(migrate_call(), one.ports)
     assert "begin the record" not in one.world.journal
     assert "say offer" not in one.world.journal
-    with suppress(KeyError):
-        allowed = moving(findings=(finding,))
-        migrate(migrate_call(allow=("port-taken",)), allowed.ports)
-        assert allowed.there.running
+    allowed = moving(findings=(finding,))
+    migrate(migrate_call(allow=("port-taken",)), allowed.ports)
+    assert allowed.there.running
