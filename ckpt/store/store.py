@@ -34,7 +34,7 @@ from ckpt.store.tags import Tags
 from ckpt.store.vault import Vault
 from ckpt.store.verify import Verification
 from ckpt.store.writer import Writer
-from ckpt.units import CheckpointId, Nanoseconds, Tag
+from ckpt.units import ByteCount, CheckpointId, Nanoseconds, Tag
 
 RANGE_BYTES_MAX: Final = 16 << 20
 """The most of a file that read_range() gives at once."""
@@ -308,6 +308,11 @@ class Store:
     def preview(self, checkpoints: tuple[CheckpointId, ...]) -> SweepReport:
         """What remove() would remove, about; nothing is changed, and raises what that does but Locked."""
         return Sweep(self._backend, self._vault, self._packs).preview(checkpoints)
+
+    def used_bytes(self) -> ByteCount:
+        """The space that all its objects take."""
+        found = (self._backend.stat(name) for folder in layout.FOLDERS for name in self._backend.list(folder))
+        return ByteCount(sum(each.space_bytes for each in found if each is not None))
 
     def verify(self, checkpoints: tuple[CheckpointId, ...] | None) -> VerifyReport:
         """Read and check the named checkpoints, or everything; collects what is wrong and goes on."""

@@ -186,3 +186,33 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_not_removed(
     document = run(capsys, "prune", "--keep-last", "1", code=3)
     assert [each["id"] for each in document["kept"]] == whole[1:]
     assert path.exists()
+
+
+def test_a_store_is_brought_below_a_size_by_removing_the_oldest_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = [kept(tmp_path, NOON + hour * HOUR, size=1 << 20) for hour in range(5)]
+    other = kept(tmp_path, NOON - HOUR, job="old", size=1 << 20)
+    run(capsys, "tag", ids[0], "pinned")
+    dry = run(capsys, "prune", "--max-size", "4M", "--dry-run")
+    assert sorted(listed(capsys)) == sorted([*ids, other])
+    document = run(capsys, "prune", "--max-size", "4M")
+    # The tagged one and the newest of each job stay; of the rest the oldest go, and no more than must.
+    assert [each["id"] for each in document["removed"]] == ids[1:4][: len(document["removed"])]
+    assert [each["id"] for each in dry["removed"]] == [each["id"] for each in document["removed"]]
+    assert len(document["removed"]) == 3
+    assert on_disk(tmp_path) <= 4 << 20
+    again = run(capsys, "prune", "--max-size", "4M")
+    assert again["removed"] == []
+
+
+def test_a_store_that_cannot_be_so_small_says_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept(tmp_path, NOON, size=1 << 20)
+    newest = kept(tmp_path, NOON + HOUR, size=1 << 20)
+    assert main(["prune", "--max-size", "1K"]) == 0
+    printed = capsys.readouterr()
+    assert "more than 1.0 KiB" in printed.err
+    assert listed(capsys) == [newest]
+    assert main(["prune", "--max-size", "1K", "--job", "web"]) == 2
