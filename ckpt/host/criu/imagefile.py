@@ -134,7 +134,9 @@ def _after_magic(path: Path, content: bytes, kind: str) -> int:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(IMAGE_BYTES_MAX + 1)
+            # A reader takes room for all that it is asked for before it knows how much there is.
+            size_bytes = os.fstat(file.fileno()).st_size
+            content = file.read(min(size_bytes, IMAGE_BYTES_MAX) + 1)
     except OSError as error:
         raise OsRefused(operation="read", subject=str(path), reason=os.strerror(error.errno or 0)) from error
     if len(content) > IMAGE_BYTES_MAX:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +336,21 @@ def test_an_advance_shortens_what_remains_on_each_clock(tmp_path: Path) -> None:
         timer.clock: timer.value_ns for timer in pending_timers(tmp_path) if timer.kind != TimerKind.TIMERFD
     }
     assert left == {"ITIMER_REAL": 1_500_000_000, "CLOCK_BOOTTIME": 1_000_000_005}
+
+
+_READ_WITH_LITTLE = """
+import resource, sys
+from pathlib import Path
+from ckpt.host.criu.imagefile import read_entry
+resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))
+print(read_entry(Path(sys.argv[1]), "INVENTORY", "inventory_entry").img_version)
+"""
+
+
+def test_a_small_image_is_read_where_there_is_no_room_for_the_biggest(tmp_path: Path) -> None:
+    path = tmp_path / "inventory.img"
+    write_entries(path, "INVENTORY", [image.inventory_entry(img_version=2)])
+    done = subprocess.run(
+        [sys.executable, "-c", _READ_WITH_LITTLE, str(path)], check=False, capture_output=True, text=True
+    )
+    assert done.stdout == "2\n", done.stderr
