@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from ckpt.errors import CannotCheckpoint
+from ckpt.errors import CannotCheckpoint, OsRefused
 from ckpt.model.workload import ExternalMount
 from ckpt.units import Pid
 
@@ -26,6 +27,9 @@ KERNEL_FILESYSTEMS: Final = frozenset(
     ("proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "mqueue", "securityfs", "debugfs", "tracefs")
 )
 """File systems that programs expect by their kind at their place: another one there does not serve."""
+
+IN_MEMORY: Final = frozenset(("tmpfs", "ramfs"))
+"""File systems that a reboot empties."""
 
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
@@ -144,26 +148,76 @@ def mount_problems(
 
     Args:
         mounts: The recorded external mounts.
-        held: Paths of the files that the workload holds. A mount with none of them may be missing, if its
-            directory is there.
+        held: Paths of the files that the workload holds. A mount with none of them may be missing: others come and
+            go while a job runs (networks, containers), and something stands in for it (stand_ins()).
         host: This host's mounts; None reads them.
     """
     present = {mount.mountpoint: mount for mount in (mounts_of("self") if host is None else host)}
-    return tuple(
-        problem for mount in mounts if (problem := _problem(mount, present.get(mount.mountpoint), held))
-    )
+    return tuple(problem for mount in mounts if (problem := _problem(mount, present, held)))
 
 
-def _problem(mount: ExternalMount, present: Mount | None, held: Collection[str]) -> str:
+@contextmanager
+def stand_ins(mounts: Iterable[ExternalMount], host: Iterable[Mount] | None = None) -> Iterator[None]:
+    """Have a directory at each place, for as long as the restore needs one to bind.
+
+    What a reboot has taken away, in a file system in memory as /run/user/UID is, stays; elsewhere it goes again, and
+    with it the mount that nobody needs: rmdir(2) detaches it from the workload's namespace.
+
+    Raises:
+        OsRefused: one cannot be made.
+    """
+    present = {mount.mountpoint: mount for mount in (mounts_of("self") if host is None else host)}
+    made: list[str] = []
+    try:
+        for mount in mounts:
+            missing = _missing(mount.mountpoint)
+            if missing and not _is_in_memory(mount.mountpoint, present):
+                made[:0] = missing
+            _make(mount.mountpoint)
+        yield
+    finally:
+        for path in made:
+            with suppress(OSError):
+                os.rmdir(path)
+
+
+def _missing(path: str) -> list[str]:
+    """The directories of the path that are not there, the innermost first."""
+    found = []
+    while not os.path.lexists(path):
+        found.append(path)
+        path = os.path.dirname(path)
+    return found
+
+
+def _make(place: str) -> None:
+    if os.path.lexists(place):
+        return
+    try:
+        os.makedirs(place, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise OsRefused(operation="make", subject=place, reason=error.strerror or str(error)) from error
+
+
+def _is_in_memory(path: str, present: Mapping[str, Mount]) -> bool:
+    """Whether the directory that the path lies in is in memory."""
+    path = os.path.dirname(path)
+    while path not in present and path != "/":
+        path = os.path.dirname(path)
+    return path in present and present[path].filesystem in IN_MEMORY
+
+
+def _problem(mount: ExternalMount, mounts: Mapping[str, Mount], held: Collection[str]) -> str:
     place = mount.mountpoint
+    present = mounts.get(place)
     wanted = f"{mount.filesystem} ({mount.source})"
-    if not os.path.lexists(place):
-        return f"{place} does not exist, where {wanted} was mounted"
     needed = mount.filesystem in KERNEL_FILESYSTEMS or any(
         path == place or path.startswith(place + "/") for path in held
     )
     if not needed:
         return ""
+    if not os.path.lexists(place):
+        return f"{place} does not exist, where {wanted} was mounted"
     if present is None:
         return f"nothing is mounted at {place}, where {wanted} was"
     if present.filesystem != mount.filesystem:

@@ -131,6 +131,15 @@ def _fill(criu: Path, kept: Path) -> None:
         with os.fdopen(fd, "wb") as file:
             file.write(inside.read_bytes())
         fresh.replace(kept)
+        _remove_older(kept)
+
+
+def _remove_older(kept: Path) -> None:
+    """Remove the copies of other boots: each boot would leave one more."""
+    boot = kept.name.split(".")[2]
+    for each in kept.parent.glob(f"{_KDAT}.*"):
+        if each.name.split(".")[2] != boot:
+            each.unlink(missing_ok=True)
 
 
 def _enter() -> None:

@@ -4,6 +4,8 @@ Rules:
 - A file is not opened for them if it need not be: a workload that watches its files would see that, and a
   lease would be broken. The generation is part of most handles; only a program is opened, for its build-id.
 - An inode number that is used again belongs to another file: what was read of the first is read anew.
+- A descriptor that leads to another file by now says nothing of the first: after the thaw, and before the freeze, a
+  workload opens and closes as it likes.
 Source: statx(2), name_to_handle_at(2), proc_pid_mountinfo(5); the layouts of handles are in the kernel's
 include/linux/exportfs.h (type 1: number and generation), mm/shmem.c (the same type, longer, generation first),
 fs/xfs/xfs_export.h and fs/btrfs/export.h.
@@ -44,6 +46,7 @@ _GENERATION_AT: Final = {
 
 _NO_UUID: Final = "0" * 32
 _UNKNOWN: Final = FileSystem(type="", uuid="", fsid=0, source="", mountpoint="", mount_id=-1)
+_NEVER: Final = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,12 @@ def kind_of(mode: int) -> FileKind:
     return _KINDS.get(stat.S_IFMT(mode), FileKind.OTHER)
 
 
+_NOTHING: Final = Details(
+    ctime_ns=_NEVER, generation=None, btime_ns=None, build_id=None, handle=None, filesystem=_UNKNOWN
+)
+"""Of no moment, so that it is read anew when the file is held again."""
+
+
 class DetailReader:
     """Reads details, each mount namespace's table and each file system's facts once."""
 
@@ -71,7 +80,7 @@ class DetailReader:
         self._filesystems: dict[tuple[int, int], FileSystem] = {}
 
     def read(self, hold: Hold, mount_namespace: int, *, is_program: bool) -> Details:
-        """The details of a file that is held; what cannot be read any more is None.
+        """The details of a file that is held; what cannot be read any more is None or unknown.
 
         Args:
             hold: What it is reached through.
@@ -91,7 +100,7 @@ class DetailReader:
                     build = elf.build_id(fd)
                 finally:
                     os.close(fd)
-        return Details(
+        found = Details(
             ctime_ns=hold.status.st_ctime_ns,
             generation=number,
             btime_ns=birth.btime_ns,
@@ -99,6 +108,7 @@ class DetailReader:
             handle=handle,
             filesystem=self._filesystem(hold, birth.mount_id, mount_namespace),
         )
+        return found if _still_leads_to(hold) else _NOTHING
 
     def is_current(self, details: Details, hold: Hold) -> bool:
         """Whether the details are of the very file that is held now, and not of one that had its number."""
@@ -156,6 +166,16 @@ def generation_in(kind: int, handle: bytes) -> int | None:
     """The generation that a file handle of this type tells; None where it tells none that we know of."""
     at = _GENERATION_AT.get((kind, len(handle)))
     return None if at is None else int.from_bytes(handle[at : at + 4], sys.byteorder)
+
+
+def _still_leads_to(hold: Hold) -> bool:
+    # A path of a symbolic link is one of its own; a link in /proc never is.
+    for follows in (True, False):
+        with suppress(OSError):
+            status = os.stat(hold.link, follow_symlinks=follows)
+            if (status.st_dev, status.st_ino) == hold.key:
+                return True
+    return False
 
 
 def _birth(hold: Hold) -> syscalls.Statx:

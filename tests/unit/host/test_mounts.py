@@ -16,6 +16,7 @@ from ckpt.host.mounts import (
     mounts_of,
     parse_mountinfo,
     restore_externals,
+    stand_ins,
 )
 from ckpt.model.workload import ExternalMount
 from ckpt.units import Pid
@@ -101,10 +102,24 @@ def test_mounts_that_are_there_are_no_problem(tmp_path: Path) -> None:
     assert mount_problems([external(place)], [place + "/file"], [mount(place)]) == ()
 
 
-def test_a_place_that_does_not_exist_is_a_problem_even_if_nothing_is_held_there() -> None:
-    assert mount_problems([external("/does/not/exist")], [], []) == (
+def test_a_place_that_does_not_exist_is_a_problem_only_if_something_is_held_there() -> None:
+    gone = external("/does/not/exist")
+    assert mount_problems([gone], ["/does/not/existing"], []) == ()
+    assert mount_problems([gone], ["/does/not/exist/file"], []) == (
         "/does/not/exist does not exist, where tmpfs (none) was mounted",
     )
+
+
+def test_a_place_that_is_gone_is_there_during_the_restore_and_one_in_memory_stays(tmp_path: Path) -> None:
+    place, other = tmp_path / "user/0", tmp_path / "user/1"
+    in_memory = [mount("/", filesystem="ext4"), mount(str(tmp_path), filesystem="tmpfs")]
+    with stand_ins([external(str(place)), external(str(other))], [mount("/", filesystem="ext4")]):
+        assert place.is_dir()
+        assert other.is_dir()
+    assert list(tmp_path.iterdir()) == []
+    with stand_ins([external(str(place))], in_memory):
+        assert place.is_dir()
+    assert place.is_dir()
 
 
 def test_a_mount_that_is_gone_is_a_problem_if_the_workload_holds_a_file_in_it(tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from ckpt.host.inspection import syscalls
-from ckpt.host.inspection.details import generation_in, generation_of
+from ckpt.host.inspection.details import DetailReader, generation_in, generation_of
+from ckpt.host.inspection.holdings import Hold
+from ckpt.model.inodes import RoleKind
+from ckpt.units import Pid
 
 FS_IOC_GETVERSION = 0x80087601
 
@@ -73,3 +76,21 @@ def test_the_birth_of_a_file_lies_between_two_readings_of_the_clock(tmp_path: Pa
     assert birth.btime_ns is None or birth.btime_ns <= path.stat().st_ctime_ns
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as stream:
         assert birth.mount_id in [-1, *(int(line.split()[0]) for line in stream)]
+
+
+def test_a_descriptor_that_leads_to_another_file_by_now_says_nothing_of_the_first(tmp_path: Path) -> None:
+    def details() -> tuple[str, str | None]:
+        found = DetailReader().read(hold, os.stat("/proc/self/ns/mnt").st_ino, is_program=False)
+        return found.filesystem.mountpoint, found.handle
+
+    ours, other = os.pipe()
+    link = f"/proc/self/fd/{ours}"
+    hold = Hold(Pid(os.getpid()), RoleKind.FD, f"{ours} O_RDONLY", os.readlink(link), os.stat(link), link)
+    assert details()[0] == ""
+    file = os.open(tmp_path, os.O_RDONLY)
+    os.dup2(file, ours)
+    try:
+        assert details() == ("", None)
+    finally:
+        for fd in (ours, other, file):
+            os.close(fd)

@@ -157,7 +157,7 @@ def test_huge_pages_that_are_not_there_are_a_blocker(here: Here) -> None:
 
 def test_a_mount_that_is_missing_is_named(here: Here, tmp_path: Path) -> None:
     place = str(tmp_path / "mounted")
-    mount = ExternalMount(key=place, mountpoint=place, filesystem="ext4", source="/dev/x", root="/")
+    mount = ExternalMount(key=place, mountpoint=place, filesystem="sysfs", source="sysfs", root="/")
     [finding] = found(here, "mount-missing", mounts=(mount,))
     assert finding.subject == place
 
