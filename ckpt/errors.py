@@ -21,7 +21,7 @@
     │   │   TransferBroken, CommitUndelivered, PagesLost),
     │   │   NoCommonProtocol 54, SetupFailed 55
     ├── ConflictError     60-69
-    │   ├── Locked 61, WrongState 62, NoSuchTarget 63, SameHost 64
+    │   ├── Locked 61, WrongState 62, NoSuchTarget 63, SameHost 64, GroupFailed 65 (GaveUp 60)
     ├── UndoError           90   an operator must look
     └── Interrupted        130
 
@@ -573,6 +573,30 @@ class NoSuchTarget(ConflictError):
     kind: str
     name: str
     remedy: str = ""
+
+
+class GroupFailed(ConflictError):
+    """One member of a group could not, and so none did; carries what its error said."""
+
+    slug = "group-failed"
+    exit_code = 65
+    sentence = "Group {group} was not {done}, because of job {member}: {reason} {outcome}"
+    hint = "{remedy}"
+    group: str
+    done: str
+    member: str
+    reason: str
+    outcome: str
+    remedy: str = ""
+    their_slug: str = ""
+    their_exit_code: int = 0
+
+
+class GaveUp(ConflictError):
+    """A member of a group did not go on, because another one could not; nobody is told but who asked for the group."""
+
+    slug = "gave-up"
+    sentence = "Another member of the group cannot go on."
 
 
 # ------------------------------------------------------------------------------------------- 90, 130

@@ -1,11 +1,13 @@
 /* ckpt-init: the first process of a job's PID namespace.
  *
- *   ckpt-init [--report FD] -- CMD [ARG]...
+ *   ckpt-init [--report FD] [--terminal] -- CMD [ARG]...
  *       Start CMD, reap every orphan, hand signals on to CMD, and exit as CMD ended: with its status, or
  *       with 128 + the signal that killed it. 127: CMD does not exist; 126: CMD cannot be executed.
  *       On FD (a socket; each message one packet) CMD's process first says 'S', from which the reader
  *       learns its pid as the reader sees it (SCM_CREDENTIALS); then comes the errno of a failed exec as
  *       four bytes, or the end of file that a successful exec causes.
+ *       With --terminal CMD leads a session of its own, whose controlling terminal is its standard input: in what CRIU
+ *       restores, the leader alone can move its session's groups to the front.
  *
  *   ckpt-init --hold FD
  *       Be the first process of a PID namespace into which CRIU restores processes. FD is a pipe: when the
@@ -30,6 +32,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -56,7 +59,7 @@ static int fail(const char *what)
 
 static int usage(void)
 {
-	fputs("usage: ckpt-init [--report FD] -- CMD [ARG]... | ckpt-init --hold FD\n", stderr);
+	fputs("usage: ckpt-init [--report FD] [--terminal] -- CMD [ARG]... | ckpt-init --hold FD\n", stderr);
 	return EXIT_USAGE;
 }
 
@@ -110,12 +113,15 @@ static void write_fully(int fd, const void *bytes, size_t count)
 	} while (written < 0 && errno == EINTR);
 }
 
-static void run_command(char **argv, int report, const sigset_t *mask)
+static void run_command(char **argv, int report, bool terminal, const sigset_t *mask)
 {
 	int error;
 
 	/* A group of its own, so that signals to the group do not come back to the init. */
-	setpgid(0, 0);
+	if (!terminal)
+		setpgid(0, 0);
+	else if (setsid() < 0 || ioctl(STDIN_FILENO, TIOCSCTTY, 0))
+		_exit(fail("--terminal"));
 	sigprocmask(SIG_SETMASK, mask, NULL);
 	if (report >= 0)
 		write_fully(report, "S", 1);
@@ -168,7 +174,7 @@ static int attend(pid_t main_process, const sigset_t *signals)
 	}
 }
 
-static int start(char **argv, int report)
+static int start(char **argv, int report, bool terminal)
 {
 	sigset_t blocked, former;
 	pid_t child;
@@ -181,7 +187,7 @@ static int start(char **argv, int report)
 	if (child < 0)
 		return fail("fork");
 	if (child == 0)
-		run_command(argv, report, &former);
+		run_command(argv, report, terminal, &former);
 	if (report >= 0)
 		close(report);
 	failed = let_go_of_the_outside();
@@ -223,6 +229,7 @@ static int hold(int pipe_end)
 int main(int argc, char **argv)
 {
 	int fd = -1;
+	bool terminal;
 
 	/* The root of a dumped tree in a PID namespace must lead its session (CRIU: "A session leader of N(1) is
 	 * outside of its pid namespace"). It fails harmlessly where it is one already. */
@@ -235,7 +242,10 @@ int main(int argc, char **argv)
 			return usage();
 		argv += 2;
 	}
+	terminal = *argv && !strcmp(*argv, "--terminal");
+	if (terminal)
+		argv++;
 	if (!*argv || strcmp(*argv, "--") || !argv[1])
 		return usage();
-	return start(argv + 1, fd);
+	return start(argv + 1, fd, terminal);
 }

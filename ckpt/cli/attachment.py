@@ -1,65 +1,29 @@
-"""Stand in for a job that runs elsewhere: relay its output and our signals, and end as it ends.
-
-Rule: waiting is on file descriptors; the job's files are read only when they grew.
-"""
+"""Stand in for a job that runs elsewhere: relay its output and our signals, and end as it ends."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import select
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from types import FrameType
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from ckpt.errors import CkptError, NoSuchTarget
+from ckpt.cli.relaying import Source
+from ckpt.cli.supervising import Conductor, Forwarding, Participant, run, watch
+from ckpt.errors import NoSuchTarget, OsRefused
 from ckpt.host import launch, linux
 from ckpt.host.starting import ERRORS_LOG
 from ckpt.units import JobName
 
 if TYPE_CHECKING:
-    from ckpt.host.jobs import JobRecord, JobRegistry
+    from collections.abc import Sequence
 
-FORWARDED: Final = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
+    from ckpt.host.jobs import JobRecord, JobRegistry
+    from ckpt.host.launch import Exit
+
 END_PATIENCE_S: Final = 10.0
 """How long the shim may take to write down the end of a job whose main process is gone."""
-
-_IN_MODIFY: Final = 0x2
-_BLOCK_BYTES: Final = 1 << 16
-
-
-@dataclass(slots=True, kw_only=True)
-class Source:
-    """A file that a job writes to, how far it was relayed, and the descriptor that it is relayed to."""
-
-    path: str
-    offset: int
-    target: int
-
-    def relay(self) -> None:
-        """Copy what is new."""
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return
-        try:
-            while block := os.pread(fd, _BLOCK_BYTES, self.offset):
-                self.offset += len(block)
-                while block:
-                    block = block[os.write(self.target, block) :]
-        finally:
-            os.close(fd)
 
 
 def sources_of(registry: JobRegistry, name: JobName, *, from_now: bool) -> list[Source]:
@@ -76,19 +40,49 @@ def sources_of(registry: JobRegistry, name: JobName, *, from_now: bool) -> list[
     ]
 
 
-def attend(registry: JobRegistry, name: JobName, sources: list[Source]) -> int:
+def attend(
+    registry: JobRegistry,
+    name: JobName,
+    sources: list[Source],
+    participants: Sequence[Participant] = (),
+) -> int:
     """Forward signals and relay output until the job has ended; gives its exit code, 128 + N for a signal."""
     record = registry.load(name)
-    with _forwarding(record):
-        follow(record, sources)
-        ended = registry.wait(name, END_PATIENCE_S)
-    for source in sources:
-        source.relay()
+    code = serve(registry, record, sources, Forwarding(record), participants).shell_code
+    return code or code_of_output(sources)
+
+
+def code_of_output(sources: Sequence[Source]) -> int:
+    """The exit code of a job that ended well, by what became of its output here."""
+    return OsRefused.exit_code if any(source.is_lost for source in sources) else 0
+
+
+def serve(
+    registry: JobRegistry,
+    record: JobRecord,
+    sources: list[Source],
+    conductor: Conductor,
+    participants: Sequence[Participant] = (),
+) -> Exit:
+    """Relay output, and let the conductor decide, until the job has ended; gives how.
+
+    Raises:
+        NoSuchTarget: nobody wrote it down in time.
+        OsRefused: nobody saw it.
+        WrongState: it was moved to another host.
+    """
+    sys.stdout.flush()
+    run(record, sources, conductor, participants)
+    ended = registry.wait(record.name, END_PATIENCE_S)
     if ended is None:
         raise NoSuchTarget(
-            kind="exit code of job", name=name, remedy="Its shim did not write it down in time."
+            kind="exit code of job", name=record.name, remedy="Its shim did not write it down in time."
         )
-    return ended.shell_code
+    # What a terminal showed last came to the log after the main process's end.
+    for source in sources:
+        with contextlib.suppress(BrokenPipeError, OsRefused), contextlib.closing(source):
+            source.relay()
+    return ended
 
 
 def follow(record: JobRecord, sources: list[Source]) -> None:
@@ -96,14 +90,8 @@ def follow(record: JobRecord, sources: list[Source]) -> None:
     sys.stdout.flush()
     with ExitStack() as opened:
         poll = select.poll()
-        watches = []
-        for source in sources:
-            # A file that is not there (removed) cannot grow.
-            with contextlib.suppress(OSError):
-                watch = linux.inotify_open(source.path, _IN_MODIFY)
-                opened.callback(os.close, watch)
-                poll.register(watch, select.POLLIN)
-                watches.append(watch)
+        for fd in watch(sources, opened):
+            poll.register(fd, select.POLLIN)
         root = launch.open_pidfd(record.root)
         if root is not None:
             opened.callback(os.close, root)
@@ -120,23 +108,6 @@ def follow(record: JobRecord, sources: list[Source]) -> None:
                     ended = True
                 else:
                     linux.inotify_drain(fd)
-
-
-@contextmanager
-def _forwarding(record: JobRecord) -> Iterator[None]:
-    def forward(number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(CkptError, OSError):
-            launch.send_signal(record.root, number)
-
-    former = {number: signal.getsignal(number) for number in FORWARDED}
-    for number, handler in former.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, forward)
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _size(path: str) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from ckpt.errors import CkptError
 from ckpt.model.checkpoint import Checkpoint, ImageSet
 from ckpt.model.findings import Finding, blockers
+from ckpt.model.group import GroupDumpReport, GroupRestoreReport
 from ckpt.model.reports import (
     DumpReport,
     RestoreReport,
@@ -70,6 +71,29 @@ def restore_document(report: RestoreReport) -> dict[str, Any]:
         "file_changes": [plain(change) for change in report.file_changes],
         "inodes": plain(report.inodes),
         "warnings": list(report.warnings),
+    }
+
+
+def group_dump_document(report: GroupDumpReport) -> dict[str, Any]:
+    """What `ckpt dump --group` answers."""
+    return {
+        "group": report.name,
+        "instant": report.instant,
+        "skew_ms": milliseconds(report.skew_ns),
+        "frozen_ms": milliseconds(report.frozen_ns),
+        "total_ms": milliseconds(report.total_ns),
+        "checkpoints": [dump_document(member) for member in report.members],
+        "warnings": list(report.warnings),
+    }
+
+
+def group_restore_document(report: GroupRestoreReport) -> dict[str, Any]:
+    """What `ckpt restore --group` answers."""
+    return {
+        "group": report.name,
+        "instant": report.instant,
+        "total_ms": milliseconds(report.total_ns),
+        "restored": [restore_document(member) for member in report.members],
     }
 
 
@@ -175,6 +199,7 @@ def _summary(stored: StoredCheckpoint) -> dict[str, Any]:
         "stored_bytes": stored.stored_bytes,
         "tags": list(stored.tags),
         "parent": checkpoint.parent,
+        "group": plain(checkpoint.group),
     }
 
 

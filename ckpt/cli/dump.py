@@ -10,6 +10,7 @@ from ckpt.cli import wiring
 from ckpt.cli.call import Call, make_command
 from ckpt.cli.documents import dump_document
 from ckpt.cli.dump_options import dump_options, dump_parameters
+from ckpt.cli.group_options import group_option
 from ckpt.cli.parameters import (
     duration_above_zero,
     job_name,
@@ -22,11 +23,13 @@ from ckpt.flow.dump import DumpCall
 from ckpt.flow.dump import dump as take_checkpoint
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.reports import DumpReport
-from ckpt.units import human_bytes, milliseconds
+from ckpt.model.workload import TargetKind
+from ckpt.units import JobName, human_bytes, milliseconds
 
 
 @make_command("dump", example="ckpt dump web --tag before-upgrade")
 @target_parameters
+@group_option("All jobs of this group that run, in place of a TARGET: frozen together, at one instant.")
 @click.option("--stop", is_flag=True, help="Kill the workload once the checkpoint is durable, never before.")
 @click.option(
     "--name", "job", type=job_name, metavar="JOB", help="File the checkpoint under this job's name."
@@ -57,22 +60,37 @@ def command(call: Call, /, **given: Any) -> None:
     """Take a checkpoint of TARGET: --pid N, --cgroup PATH or a job's NAME.
 
     Without --stop the workload runs on afterwards. Everything is dumped under one freeze, at one instant.
+    With --group that is so for all jobs of the group; each has a checkpoint of its own, and if one cannot be dumped none
+    is kept.
+
+    Of a supervised job ('ckpt run --every') its logs and the files of its --with-files are kept, too.
     """
     wiring.require_root("ckpt dump")
+    if given["group"] is not None:
+        from ckpt.cli.group_dump import dump_members  # noqa: PLC0415 - others need none of it
+
+        dump_members(call, given["group"], given)
+        return
+    target = target_ref(given["pid"], given["cgroup"], given["name"])
+    job = JobName(target.name) if target.kind is TargetKind.JOB else None
+    # So that one that goes on from this checkpoint finds the files of the same moment, too.
+    files, appended = wiring.saved_with(job) if job is not None else ((), ())
     wanted = DumpCall(
-        target=target_ref(given["pid"], given["cgroup"], given["name"]),
+        target=target,
         job=given["job"],
         tags=tuple(dict.fromkeys(given["tag_names"])),
         message=given["message"],
         stop=given["stop"],
         options=dump_options(given),
         freeze_timeout=given["freeze_timeout"],
-        with_files=tuple(given["with_files"]),
+        with_files=tuple(dict.fromkeys((*given["with_files"], *files))),
+        appended=appended,
         force=given["force"],
     )
     output = call.output
     with telling(output) as announce:
-        report = take_checkpoint(wanted, wiring.dump_ports(call.store, announce))
+        ports = wiring.dump_ports(call.store, announce)
+        report = wiring.beside_supervisor(job, lambda: take_checkpoint(wanted, ports))
     for warning in report.warnings:
         output.warn(warning)
     output.result(dump_document(report), _text(report), brief=report.id)

@@ -25,6 +25,8 @@ COMMANDS: Final = {
     "check": ("ckpt.cli.check", "Say beforehand what would make a dump or a restore fail."),
     "dump": ("ckpt.cli.dump", "Take a checkpoint of a process tree, a cgroup or a job."),
     "restore": ("ckpt.cli.restore", "Bring a checkpoint back to life."),
+    "suspend": ("ckpt.cli.suspend", "Checkpoint jobs and end them, before a reboot."),
+    "resume": ("ckpt.cli.resume", "Bring back what was suspended."),
     "migrate": ("ckpt.cli.migrate", "Move a workload that runs to another host."),
     "list": ("ckpt.cli.list", "List the checkpoints in the store."),
     "show": ("ckpt.cli.show", "Show what is in a checkpoint."),
@@ -42,10 +44,13 @@ COMMANDS: Final = {
     "sign": ("ckpt.cli.sign", "Sign a checkpoint with this host's key."),
     "trust": ("ckpt.cli.trust", "Say whose checkpoints this host restores."),
     "store": ("ckpt.cli.store", "Make a store, see what it takes, change its settings and its key."),
+    "guard": ("ckpt.cli.guard", "Answer memory pressure before the OOM killer does."),
+    "guard-hook": ("ckpt.cli.guard_hook", "Checkpoint what another OOM killer is about to kill."),
     "doctor": ("ckpt.cli.doctor", "Say what this host can do, and what is missing."),
     "host": ("ckpt.cli.host", "Make another host ready for workloads of this one."),
     "recover": ("ckpt.cli.recover", "After a crash: thaw, and undo what was under way."),
     "agent": ("ckpt.cli.agent", "Answer another host's ckpt; started over SSH, not for people."),
+    "supervise": ("ckpt.cli.supervise", "Take a job's checkpoints in the background; not for people."),
     "completion": ("ckpt.cli.completion", "Print the shell's completion script."),
 }
 """From a command's name to its module, which has the command as `command`, and to its line in the help."""

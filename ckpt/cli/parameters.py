@@ -83,6 +83,15 @@ def job_name(text: str) -> JobName:
     return JobName(_label("job", text))
 
 
+def group_name(text: str) -> JobName:
+    """The text as the name of a group of jobs.
+
+    Raises:
+        BadName: no group can have it.
+    """
+    return JobName(_label("group", text))
+
+
 def tag_name(text: str) -> Tag:
     """The text as a tag.
 

@@ -69,7 +69,10 @@ def command(
         found = store.list(on_problem=problems.append)
         for problem in problems:
             output.warn(f"{problem.subject[:12]} is not judged: {problem.message}")
-        decisions = decide((each for each in found if job is None or each.checkpoint.job == job), policy)
+        # All are judged: what other jobs keep of a group's instant counts for this one's.
+        decisions = tuple(
+            each for each in decide(found, policy) if job is None or each.checkpoint.checkpoint.job == job
+        )
         removed = tuple(each.checkpoint.id for each in decisions if not each.is_kept)
         announce("adding up" if dry_run else "freeing space")
         report = store.preview(removed) if dry_run else store.remove(removed, spare_tagged=True)

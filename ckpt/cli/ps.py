@@ -37,7 +37,11 @@ def command(call: Call) -> None:
     output.result(
         {
             "jobs": [
-                job_document(view, kept.get(view.name, ())) | {"volumes": list(wiring.volumes_of(view.name))}
+                job_document(view, kept.get(view.name, ()))
+                | {
+                    "volumes": list(wiring.volumes_of(view.name)),
+                    "supervisor": wiring.supervisor_of(view.name),
+                }
                 for view in views
             ]
         },
@@ -61,6 +65,7 @@ def job_document(view: JobView, checkpoints: Sequence[CheckpointId]) -> dict[str
         "checkpoints": len(checkpoints),
         "latest": checkpoints[-1] if checkpoints else None,
         "exit_code": None if ended is None else ended.shell_code,
+        "group": record.group or None,
     }
 
 

@@ -9,17 +9,21 @@ from typing import Any, Final
 import click
 
 from ckpt.cli import wiring
-from ckpt.cli.attachment import Source, attend, sources_of
+from ckpt.cli.attachment import attend, sources_of
 from ckpt.cli.call import Call, make_command, usage
 from ckpt.cli.documents import problem_of, restore_document
+from ckpt.cli.group_options import group_option
 from ckpt.cli.output import Output
-from ckpt.cli.parameters import job_name, ref_argument
+from ckpt.cli.parameters import job_name
 from ckpt.cli.progress import telling
+from ckpt.cli.relaying import Source
 from ckpt.cli.restore_options import inodes_option, pids_option, time_option
+from ckpt.cli.suggestions import refs
 from ckpt.codec.names import refuse_label
 from ckpt.errors import BadName, CkptError, Interrupted, Problems
 from ckpt.flow.restore import RestoreCall, RestorePorts
 from ckpt.flow.restore import restore as bring_back
+from ckpt.model.checkpoint import GroupInstant
 from ckpt.model.clocks import TimePolicy
 from ckpt.model.inodes import FilesPolicy, InodeMethod, InodePolicy
 from ckpt.model.reports import RestoreReport
@@ -36,7 +40,10 @@ _METHODS: Final = {
 
 
 @make_command("restore", example="ckpt restore web@latest")
-@ref_argument
+@click.argument("ref", metavar="REF", required=False, shell_complete=refs)
+@group_option(
+    "All jobs of this group, from its newest complete instant or that of REF: together, or none of them."
+)
 @time_option("What the workload's clocks make of the time since the dump.")
 @inodes_option(
     "What to do about files that changed. keep refuses changed content, and lets the workload see the devices "
@@ -83,7 +90,7 @@ def command(call: Call, /, **given: Any) -> int:
     wiring.require_root("ckpt restore")
     _check(call, given)
     wanted = RestoreCall(
-        ref=given["ref"],
+        ref=given["ref"] or "",
         job=given["job"],
         time=TimePolicy(given["time"]),
         inodes=InodePolicy(given["inodes"]),
@@ -91,6 +98,11 @@ def command(call: Call, /, **given: Any) -> int:
         cgroup=given["cgroup"],
         files=None if given["files"] is None else FilesPolicy(given["files"]),
     )
+    if given["group"] is not None:
+        from ckpt.cli.group_restore import restore_members  # noqa: PLC0415 - others need none of it
+
+        restore_members(call, given["group"], given, wanted)
+        return 0
     output = call.output
     with telling(output) as announce:
         ports = wiring.restore_ports(call.store, announce, lazy=given["lazy"])
@@ -99,7 +111,8 @@ def command(call: Call, /, **given: Any) -> int:
         sources = _outputs(wanted, ports) if given["attach"] else []
         moved = _warning_of_move(_job_of(wanted, ports))
         report = bring_back(wanted, ports)
-        report = replace(report, warnings=(*moved, *report.warnings))
+        alone = _warning_of_group(ports.store.load(report.id).checkpoint.group)
+        report = replace(report, warnings=(*moved, *alone, *report.warnings))
     _warn(report, output)
     if given["attach"]:
         return attend(wiring.jobs(), report.job, sources)
@@ -108,6 +121,8 @@ def command(call: Call, /, **given: Any) -> int:
 
 
 def _check(call: Call, given: dict[str, Any]) -> None:
+    if given["ref"] is None and given["group"] is None:
+        raise usage("Say which: REF names a checkpoint, --group G the newest instant of a group.")
     if given["attach"] and call.json:
         raise usage("--attach gives stdout to the workload, so --json has no place for its document.")
     if given["lazy"] and (given["attach"] or given["count"] is not None):
@@ -136,6 +151,16 @@ def _warning_of_move(job: JobName) -> tuple[str, ...]:
     host = wiring.jobs().moved_to(job)
     return (
         (f"{job} was moved to {host}: unless it has ended there, it runs on both hosts now",) if host else ()
+    )
+
+
+def _warning_of_group(group: GroupInstant | None) -> tuple[str, ...]:
+    """A sentence if there were others at that instant, which are not brought back."""
+    if group is None or len(group.members) == 1:
+        return ()
+    others = ", ".join(group.members)
+    return (
+        f"it is brought back alone: --group {group.name} brings back all that stood still then, {others}",
     )
 
 

@@ -2,93 +2,148 @@
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
+import signal
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ckpt.cli import wiring
 from ckpt.cli.attachment import attend, sources_of
-from ckpt.cli.call import Call, make_command, usage
-from ckpt.cli.network_option import network
-from ckpt.cli.parameters import job_name, volume
-from ckpt.model.network import Network
-from ckpt.units import ByteCount, JobName
+from ckpt.cli.call import Call, make_command
+from ckpt.cli.failures import text_of
+from ckpt.cli.run_options import RunCall, run_call, run_parameters
+from ckpt.cli.streams import Streams
+from ckpt.cli.supervising import hold_signals
+from ckpt.errors import CommandFailed, Interrupted
+from ckpt.model.supervision import RUN_AGAIN_CODE, OnTerm, Supervision
+from ckpt.units import CheckpointId
+
+if TYPE_CHECKING:
+    from ckpt.host.jobs import JobRecord
+
+_NOT_RUN: Final = (126, 127)
+"""It cannot be executed, or is not there."""
 
 
 @make_command(
     "run",
-    example="ckpt run --detach --name web -- ./server --port 8080",
+    example="ckpt run --name sim --every 10m --keep 3 --resume -- ./simulate --steps 100000",
     # What follows CMD belongs to CMD.
     context_settings={"allow_interspersed_args": False},
 )
-@click.option("--name", type=job_name, metavar="N", help="The job's name; default: CMD's and a suffix.")
-@click.option("--detach", is_flag=True, help="Return at once; the job lives on.")
-@click.option(
-    "--log",
-    default="",
-    metavar="FILE",
-    type=click.Path(dir_okay=False),
-    help="Append the job's output to FILE instead of the job's own log.",
-)
-@click.option(
-    "--volume",
-    "volumes",
-    multiple=True,
-    type=volume,
-    metavar="PATH[:SIZE]",
-    help="Give the job a file system of its own at PATH (default size: 1G). Its files are kept in every checkpoint, "
-    "come back with it, and are the same files, by device and inode, on every host. Can be repeated.",
-)
-@click.option(
-    "--net",
-    "own_network",
-    type=network,
-    metavar="bridge=BR|macvlan=IF,address=ADDR/N[,gateway=ADDR][,mac=MAC][,mtu=N]",
-    help="Give the job a network of its own: eth0 with this address, on a bridge or an interface of the host. Its "
-    "connections come back with it, also on another host of the same network. address= and gateway= can be given for "
-    "IPv4 and IPv6.",
-)
+@run_parameters
 @click.argument("words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
-def command(
-    call: Call,
-    *,
-    name: str | None,
-    detach: bool,
-    log: str,
-    volumes: tuple[tuple[str, ByteCount | None], ...],
-    own_network: Network | None,
-    words: tuple[str, ...],
-) -> int:
+def command(call: Call, /, **given: Any) -> int:
     """Start CMD as a job: in its own cgroup and PID namespace, so that it can be restored anywhere.
 
     In the foreground its output is relayed, signals are forwarded, and the exit code is CMD's (128 + N if
-    signal N ended it). The job's standard input is /dev/null.
+    signal N ended it; 127 and 126 if it is not there or cannot be executed). It reads our standard input; with --detach
+    /dev/null. A pipe ends for it when it ends for us, as in any pipeline also when the writer was killed.
+
+    With --every, --resume or --on-term checkpoint the job is supervised: checkpoints are taken while it runs, and the
+    same command line, run again after a crash or a reboot, goes on from the newest one that is whole. Its log, and the
+    files of --with-files, are taken back to that moment, too, and what it had read of a pipe is left out of the same
+    input: what a job does after its 'ckpt run' was killed in the middle of the input does not count. SIGUSR1 asks for a checkpoint now. Exit code 75 says
+    that the job was ended with a checkpoint: run the same command again.
 
     A volume lives until 'ckpt rm-job', whatever becomes of the processes: a job of the same name finds it again.
     """
     wiring.require_root("ckpt run")
-    if call.json and not detach:
-        raise usage("In the foreground stdout belongs to CMD: --json needs --detach.")
-    job = JobName(name or default_name(words[0]))
-    registry, record = wiring.start_job(
-        job, words, log=log, apart=not detach, volumes=volumes, network=own_network
-    )
-    if not detach:
-        code = attend(registry, job, sources_of(registry, job, from_now=False))
-        wiring.tidy_job(job)
-        return code
-    call.output.result(
-        {"job": job, "pid": record.root.pid, "cgroup": record.cgroup, "command_pid": record.command.pid},
-        f"{job} runs: pid {record.root.pid}, cgroup {record.cgroup}",
-        brief=job,
-    )
+    wanted = run_call(call, given)
+    try:
+        return _run(call, wanted)
+    except CommandFailed as error:
+        if wanted.detach or error.command != wanted.words[0] or error.status not in _NOT_RUN:
+            raise
+        # In the foreground the exit code is CMD's, also of one that cannot be executed: what a shell gives.
+        click.echo(text_of(error), err=True)
+        return error.status
+
+
+def _run(call: Call, wanted: RunCall) -> int:
+    if wanted.supervision is not None:
+        return _run_supervised(call, wanted, wanted.supervision)
+    with Streams(tty=wanted.tty, detached=wanted.detach) as streams:
+        stdin, terminal = streams.to_start()
+        registry, record = wiring.start_job(
+            wanted.job,
+            wanted.words,
+            log=wanted.log,
+            apart=not wanted.detach and terminal is None,
+            volumes=wanted.volumes,
+            network=wanted.network,
+            stdin=stdin,
+            terminal=terminal,
+            memory_max=wanted.memory_max,
+            feeder=streams.feeder,
+        )
+        if not wanted.detach:
+            hold_signals()
+            streams.started(registry, record)
+            sources = sources_of(registry, wanted.job, from_now=False)
+            code = attend(registry, wanted.job, sources, streams.participants)
+            wiring.tidy_job(wanted.job)
+            return code
+    _tell(call, record)
     return 0
 
 
-def default_name(program: str) -> str:
-    """A name for a job that was given none: the program's, and a suffix that no other job has."""
-    base = re.sub(r"[^A-Za-z0-9._-]", "-", os.path.basename(program))[:40].lstrip("._-")
-    return f"{base or 'job'}-{secrets.token_hex(3)}"
+def _run_supervised(call: Call, wanted: RunCall, supervision: Supervision) -> int:
+    # Imported late: what is not supervised shall start quickly.
+    from ckpt.cli.overseeing import ForegroundTeller, conclude, oversee  # noqa: PLC0415
+    from ckpt.cli.resuming import begin, begin_again, interruptions_noted  # noqa: PLC0415
+    from ckpt.cli.supervise import start_supervisor  # noqa: PLC0415
+    from ckpt.host import supervision as kept  # noqa: PLC0415
+
+    registry = wiring.jobs()
+    teller = ForegroundTeller(output=call.output)
+    with (
+        kept.lock(registry, wanted.job),
+        Streams(tty=wanted.tty, detached=wanted.detach) as streams,
+    ):
+        with interruptions_noted() as noted:
+            try:
+                beginning = begin(call, wanted, supervision, teller, streams)
+                if not wanted.detach:
+                    hold_signals()
+            except Interrupted:
+                again = begin_again(wanted, teller, streams)
+                if again is None and signal.SIGTERM in noted and supervision.on_term is OnTerm.CHECKPOINT:
+                    teller.say(f"{wanted.job} was not begun, and nothing is lost: run the same command again")
+                    return RUN_AGAIN_CODE
+                if again is None or wanted.detach:
+                    raise
+                hold_signals()
+                beginning = again
+        signals = () if beginning.ended is not None else tuple(noted)
+        if beginning.ended is not None:
+            return conclude(registry, beginning.record, supervision, beginning.ended, teller)
+        kept.save(registry, wanted.job, supervision)
+        if not wanted.detach:
+            return oversee(
+                registry,
+                beginning.record,
+                supervision,
+                beginning.sources,
+                teller,
+                participants=streams.participants,
+                signals=signals,
+            )
+    start_supervisor(wanted.job)
+    _tell(call, beginning.record, restored=beginning.restored)
+    return 0
+
+
+def _tell(call: Call, record: JobRecord, *, restored: CheckpointId | None = None) -> None:
+    call.output.result(
+        {
+            "job": record.name,
+            "pid": record.root.pid,
+            "cgroup": record.cgroup,
+            "command_pid": record.command.pid,
+            "restored_from": restored,
+        },
+        f"{record.name} runs: pid {record.root.pid}, cgroup {record.cgroup}",
+        brief=record.name,
+    )

@@ -7,6 +7,7 @@ import click
 from ckpt.cli import wiring
 from ckpt.cli.call import Call, make_command
 from ckpt.cli.parameters import duration, job_argument
+from ckpt.host.guard.waiting import forget
 from ckpt.units import SECOND, JobName, Nanoseconds
 
 END_PATIENCE_S = 10.0
@@ -28,6 +29,8 @@ def command(call: Call, name: str, grace: Nanoseconds) -> None:
     wiring.require_root("ckpt stop")
     job = JobName(name)
     by_itself = wiring.stop_job(job, grace / SECOND)
+    # Ended on purpose: no guard brings it back.
+    forget(wiring.state(), job)
     ended = wiring.jobs().wait(job, END_PATIENCE_S)
     code = None if ended is None else ended.shell_code
     call.output.result(

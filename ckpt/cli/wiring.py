@@ -8,27 +8,42 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import TYPE_CHECKING, Final
+import time
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
 from ckpt.cli.call import Call
 from ckpt.cli.expecting import expecting_dump, expecting_restore
 from ckpt.cli.progress import Teller, announced
-from ckpt.errors import CkptError, NoSuchTarget, NotRoot, ObjectCorrupt, StoreUnusable, WrongState
+from ckpt.errors import (
+    CkptError,
+    Locked,
+    NoSuchTarget,
+    NotRoot,
+    ObjectCorrupt,
+    OsRefused,
+    StoreUnusable,
+    WrongState,
+)
 from ckpt.flow.check import CheckPorts
 from ckpt.flow.dump import DumpPorts
 from ckpt.flow.restore import RestorePorts
-from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds
+from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from ckpt.cli.output import Output
     from ckpt.flow.ports import ContentsReader, LateMemory
     from ckpt.host.jobs import JobRecord, JobRegistry
+    from ckpt.host.launch import Stdio
+    from ckpt.host.outside import JobTerminal, Joined
     from ckpt.host.preflight.needs_host import CriuImageNeeds, HostJudge, HostTargetNeeds
+    from ckpt.host.process_table import ProcessRef
     from ckpt.host.recovery import RecoveryAction
     from ckpt.model.findings import Finding
     from ckpt.model.network import Network
@@ -37,6 +52,27 @@ if TYPE_CHECKING:
     from ckpt.store.store import Store
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+_CHECKPOINT_PATIENCE_S: Final = 60.0
+_END_PATIENCE_S: Final = 10.0
+_POLL_S: Final = 0.05
+_T = TypeVar("_T")
+
+_DUMP_MODULES: Final = (
+    "ckpt.cli.keeping",
+    "ckpt.flow.dump",
+    "ckpt.host.criu.locate",
+    "ckpt.host.dumper",
+    "ckpt.host.inodes.ladder",
+    "ckpt.host.inodes.pinbook",
+    "ckpt.host.inspection.inspector",
+    "ckpt.host.operations",
+    "ckpt.host.saved_files",
+    "ckpt.host.targets",
+    "ckpt.host.volumes.adapter",
+    "ckpt.store.opening",
+)
 
 
 def state() -> str:
@@ -198,6 +234,12 @@ def dump_ports(place: str, announce: Teller) -> DumpPorts:
     )
 
 
+def load_dump_modules() -> None:
+    """Import what dump_ports() does, and the flow itself, so that a child that is forked finds it loaded."""
+    for name in _DUMP_MODULES:
+        import_module(name)
+
+
 def check_ports() -> CheckPorts:
     """What a check of something that runs needs: no store, and no CRIU."""
     from ckpt.host.inspection.inspector import HostInspector  # noqa: PLC0415
@@ -241,13 +283,16 @@ def target_needs() -> HostTargetNeeds:
     return HostTargetNeeds(state())
 
 
-def restore_ports(place: str, announce: Teller, *, lazy: bool = False) -> RestorePorts:
+def restore_ports(
+    place: str, announce: Teller, *, lazy: bool = False, joined: Joined | None = None
+) -> RestorePorts:
     """Everything that a restore needs; the phases are announced as they begin.
 
     Args:
         place: Where the store is.
         announce: Told of the phases.
         lazy: Let private memory come when the workload runs already.
+        joined: What takes the place of what the workload had from outside.
 
     Raises:
         CriuMissing: there is no CRIU.
@@ -258,6 +303,7 @@ def restore_ports(place: str, announce: Teller, *, lazy: bool = False) -> Restor
     from ckpt.host.inodes.ladder import HostInodes  # noqa: PLC0415
     from ckpt.host.inspection.inspector import HostInspector  # noqa: PLC0415
     from ckpt.host.operations import JournaledOperations  # noqa: PLC0415
+    from ckpt.host.outside import NOTHING_JOINED  # noqa: PLC0415
     from ckpt.host.restorer import CriuRestorer  # noqa: PLC0415
     from ckpt.host.saved_files_back import HostFileWriter  # noqa: PLC0415
     from ckpt.host.volumes.adapter import HostVolumes  # noqa: PLC0415
@@ -272,7 +318,9 @@ def restore_ports(place: str, announce: Teller, *, lazy: bool = False) -> Restor
             HostInspector(state(), progress=announce), {"differences": "comparing the files"}, announce
         ),
         inodes=HostInodes(state(), os.path.abspath(local_path(place))),
-        restorer=announced(CriuRestorer(criu, jobs()), {"session": "restoring"}, announce),
+        restorer=announced(
+            CriuRestorer(criu, jobs(), joined or NOTHING_JOINED), {"session": "restoring"}, announce
+        ),
         writer=announced(HostFileWriter(), {"begin": "writing files back"}, announce),
         store=expecting_restore(opened, announce),
         volumes=announced(HostVolumes(state(), jobs()), {"bring": "mounting the volumes"}, announce),
@@ -308,9 +356,15 @@ def start_job(
     apart: bool,
     volumes: tuple[tuple[str, ByteCount | None], ...] = (),
     network: Network | None = None,
+    group: str = "",
+    stdin: Stdio | None = None,
+    terminal: JobTerminal | None = None,
+    memory_max: ByteCount | None = None,
+    feeder: ProcessRef | None = None,
 ) -> tuple[JobRegistry, JobRecord]:
     """Start the command as a job, with this process's directory, environment and umask."""
     from ckpt.host import starting  # noqa: PLC0415
+    from ckpt.host.launch import Stdio  # noqa: PLC0415
     from ckpt.host.volumes.owning import WantedVolume  # noqa: PLC0415
 
     registry = jobs()
@@ -326,12 +380,27 @@ def start_job(
         apart=apart,
         volumes=tuple(WantedVolume(mountpoint=place, size=size) for place, size in volumes),
         network=network,
+        group=group,
+        stdin=stdin or Stdio(path=os.devnull),
+        terminal=terminal,
+        memory_max=memory_max,
+        feeder=feeder,
     )
     return registry, starting.start(registry, command)
 
 
+def limit_memory(name: JobName, size: ByteCount) -> None:
+    """Let this be the memory limit of a job that does not run, when it is restored; it had one before."""
+    from ckpt.host.guard.memory import make_memory_cgroup  # noqa: PLC0415
+    from ckpt.host.jobs import cgroup_name  # noqa: PLC0415
+
+    make_memory_cgroup(cgroup_name(name), size)
+
+
 def stop_job(name: JobName, grace_s: float) -> bool:
     """End the job, unless another ckpt is at it; gives whether it ended by itself.
+
+    A checkpoint that the job's supervisor has under way is waited for.
 
     Raises:
         NoSuchTarget, WrongState: there is no such job, or it does not run.
@@ -346,17 +415,87 @@ def stop_job(name: JobName, grace_s: float) -> bool:
     if not registry.look(name).is_alive:
         return starting.stop(registry, name, grace_s)
     targets = HostTargets(state(), registry.cgroup_of)
-    with targets.lock(targets.resolve(TargetRef(kind=TargetKind.JOB, name=name))):
-        return starting.stop(registry, name, grace_s)
+
+    def stop() -> bool:
+        with targets.lock(targets.resolve(TargetRef(kind=TargetKind.JOB, name=name))):
+            return starting.stop(registry, name, grace_s)
+
+    return beside_supervisor(name, stop)
+
+
+def beside_supervisor(name: JobName | None, act: Callable[[], _T]) -> _T:
+    """What `act` gives; while a checkpoint of the job's supervisor is in its way, it is tried again.
+
+    Raises:
+        Locked: something else is in its way, or that for too long.
+        Exception: what `act` raises.
+    """
+    is_supervised = name is not None and supervisor_of(name) is not None
+    deadline = time.monotonic() + (_CHECKPOINT_PATIENCE_S if is_supervised else 0)
+    while True:
+        try:
+            return act()
+        except Locked:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_S)
+
+
+def saved_with(name: JobName) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the supervisor of a job saves with each checkpoint: named files, and its logs; nothing if it has none.
+
+    Raises:
+        ObjectCorrupt: what its supervisor does cannot be read.
+    """
+    from ckpt.host import supervision  # noqa: PLC0415
+
+    supervised = supervision.load(jobs(), name)
+    if supervised is None:
+        return (), ()
+    return supervised.with_files, supervision.appended_files(jobs(), name, supervised.log)
+
+
+def kill_job(record: JobRecord) -> None:
+    """Kill everything of the job, whose dump_lock() is held; when this returns, its end is written down.
+
+    Raises:
+        OsRefused: a task cannot be killed.
+    """
+    from ckpt.host import starting  # noqa: PLC0415
+
+    starting.kill(record)
+    # Where its shim was killed, too, nobody writes it down.
+    with contextlib.suppress(NoSuchTarget, OsRefused):
+        jobs().wait(record.name, _END_PATIENCE_S)
+
+
+def dump_lock(record: JobRecord) -> AbstractContextManager[None]:
+    """What a dump of this job holds until it has said what became of the job, also where that has ended.
+
+    Raises:
+        Locked: one is under way.
+    """
+    from ckpt.host.targets import HostTargets  # noqa: PLC0415
+    from ckpt.model.target import Target, TargetRef  # noqa: PLC0415
+    from ckpt.model.workload import TargetKind  # noqa: PLC0415
+
+    ref = TargetRef(kind=TargetKind.JOB, name=record.name)
+    return HostTargets(state(), jobs().cgroup_of).lock(
+        Target(ref=ref, cgroup=record.cgroup, roots=(), job=record.name)
+    )
 
 
 def tidy_job(name: JobName) -> None:
-    """Remove the cgroups of a job that has ended; nothing if it runs, perhaps again, or is gone."""
+    """Remove the cgroups of a job that has ended; nothing if it runs, perhaps again, or is gone.
+
+    Those of a job that a guard will bring back stay: its memory limit is what somebody has to raise.
+    """
+    from ckpt.host.guard.waiting import waits  # noqa: PLC0415
     from ckpt.host.jobs import remove_cgroups  # noqa: PLC0415
 
     with contextlib.suppress(NoSuchTarget, ObjectCorrupt):
         view = jobs().look(name)
-        if not view.is_alive:
+        if not view.is_alive and not waits(state(), name):
             remove_cgroups(view.record)
 
 
@@ -368,13 +507,24 @@ def forget_job(name: JobName) -> None:
         WrongState: it runs, or something uses a volume of it.
         Locked: another ckpt process is at it.
     """
+    from ckpt.host import connection_locks  # noqa: PLC0415
+    from ckpt.host.guard.waiting import forget  # noqa: PLC0415
+    from ckpt.host.jobs import remove_cgroups  # noqa: PLC0415
     from ckpt.host.network.adapter import remove_of_job  # noqa: PLC0415
+    from ckpt.host.suspended import HostSuspendedJobs  # noqa: PLC0415
     from ckpt.host.volumes import owning  # noqa: PLC0415
 
     registry = jobs()
+    former = registry.find(name)
     owning.remove(state(), registry, name)
     registry.remove(name)
+    connection_locks.release(former)
+    forget(state(), name)
+    if former is not None:
+        remove_cgroups(former)
     remove_of_job(state(), name)
+    # Else it would come back at the next boot.
+    HostSuspendedJobs(registry).remove(name)
 
 
 def volumes_of(name: JobName) -> tuple[str, ...]:
@@ -384,6 +534,13 @@ def volumes_of(name: JobName) -> tuple[str, ...]:
     with contextlib.suppress(ObjectCorrupt):
         return tuple(record.mountpoint for record in Book(state()).of(name))
     return ()
+
+
+def supervisor_of(name: JobName) -> Pid | None:
+    """The process that takes the job's checkpoints; None if there is none."""
+    from ckpt.host.supervision import supervisor_of as living  # noqa: PLC0415
+
+    return living(jobs(), name)
 
 
 def runs(name: JobName) -> bool:

@@ -1,6 +1,6 @@
 """What a value must satisfy beyond the types of its fields, so that nothing hostile travels inside.
 
-Rules: F20 to F29, F79, F98, F101, F102, F106, F107 and F109 to F111 of images/FORMAT.md.
+Rules: F20 to F29, F79, F98, F101, F102, F106, F107 and F109 to F112 of images/FORMAT.md.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from ckpt.model.checkpoint import (
     CarriedFile,
     Checkpoint,
     ExtendedAttribute,
+    GroupInstant,
     ImageSet,
     SavedFile,
     StoredFile,
     Volume,
     is_own_attribute,
 )
+from ckpt.model.group import MEMBERS_MAX
 from ckpt.model.inodes import Identity
 from ckpt.model.network import Network, refuse_network
 from ckpt.model.settings import (
@@ -115,6 +117,14 @@ def _check_network(network: Network) -> None:
     _refuse("", refuse_network(network))
 
 
+def _check_group(group: GroupInstant) -> None:
+    _refuse_no_hex("instant", group.instant, 8)
+    if not 0 < len(group.members) <= MEMBERS_MAX:
+        _refuse("members", f"{len(group.members)} of them, not 1 to {MEMBERS_MAX}")
+    if list(group.members) != sorted(set(group.members)):
+        _refuse("members", "their names do not rise")
+
+
 def _check_identity(identity: Identity) -> None:
     if identity.inode == 0:
         _refuse("inode", "0, which no file has")
@@ -173,6 +183,8 @@ def _check_checkpoint(checkpoint: Checkpoint | CheckpointV2 | ChunkedCheckpoint)
             _refuse(f"saved_directories[{index}]", names.refuse_absolute_path(directory))
         _refuse_twice(checkpoint.settings)
         _refuse_one_namespace_twice(checkpoint.networks)
+        if checkpoint.group is not None and checkpoint.job not in checkpoint.group.members:
+            _refuse("group.members", f"{checkpoint.job or 'a checkpoint of no job'} is none of them")
 
 
 def _check_store_config_v1(config: StoreConfigV1) -> None:
@@ -221,6 +233,7 @@ RULES: Final[Mapping[type[Any], Callable[[Any], None]]] = {
     ExtendedAttribute: _check_extended_attribute,
     Volume: _check_volume,
     Network: _check_network,
+    GroupInstant: _check_group,
     Identity: _check_identity,
     ThreadSettings: _check_thread_settings,
     ProcessSettings: _check_process_settings,

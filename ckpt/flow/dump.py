@@ -8,10 +8,11 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
-from ckpt.errors import ObjectMissing
+from ckpt.errors import FormatUnknown, ObjectCorrupt, ObjectMissing
 from ckpt.flow.ports import (
     Clock,
     Dumper,
@@ -28,7 +29,7 @@ from ckpt.flow.ports import (
 from ckpt.flow.snapshot import Keeping, Snapshot, SnapshotPorts, Wanted
 from ckpt.flow.undo import Undo
 from ckpt.flow.volumes import outside_volumes
-from ckpt.model.checkpoint import Checkpoint, DumpOptions
+from ckpt.model.checkpoint import Checkpoint, DumpOptions, GroupInstant, SavedFile
 from ckpt.model.reports import DumpReport
 from ckpt.model.target import TargetRef
 from ckpt.units import CheckpointId, JobName, Nanoseconds, Tag
@@ -40,8 +41,10 @@ _ONE_TREE: Final = "with --stop and --tcp-established: their connections cannot 
 class DumpCall:
     """What the user asked for. `job` None takes the target's own name, if it has one.
 
-    `with_files` are files, and directories with all files in them, that are kept as they are at the freeze. `force`
-    tries also what the preflight rules say will fail.
+    `with_files` are files, and directories with all files in them, that are kept as they are at the freeze. So are
+    `appended`, files that only ever grow, as a log does: they are read after the thaw, up to where they ended at the
+    freeze, and one that is missing is none. `force` tries also what the preflight rules say will fail. `froze` is
+    called when all stand still, before any file is taken.
     """
 
     target: TargetRef
@@ -53,6 +56,8 @@ class DumpCall:
     freeze_timeout: Nanoseconds
     with_files: tuple[str, ...] = ()
     force: bool = False
+    appended: tuple[str, ...] = ()
+    froze: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +83,40 @@ class DumpPorts:
         )
 
 
-def dump(call: DumpCall, ports: DumpPorts) -> DumpReport:
+class Company(Protocol):
+    """Other workloads that are dumped at the same instant: each call returns when all have come as far, or raises."""
+
+    @property
+    def instant(self) -> GroupInstant:
+        """What the checkpoint is to say of it."""
+
+    def freezes(self) -> None:
+        """All is ready, and everything runs yet."""
+
+    def stands_still(self, since: Nanoseconds) -> None:
+        """Nothing runs, by the clock for durations since that instant."""
+
+    def dumped(self) -> None:
+        """All images are written; the connections are still locked."""
+
+    def taken(self) -> None:
+        """All that must be read while it stands still has been."""
+
+    def durable(self) -> None:
+        """The checkpoint is durable; with --stop everything stands still yet."""
+
+
+def dump(call: DumpCall, ports: DumpPorts, company: Company | None = None) -> DumpReport:
     """Take a checkpoint of the target and store it.
 
+    Args:
+        call: What the user asked for.
+        ports: The outside things.
+        company: Others that are dumped at the same instant. If one of them cannot be, the workload runs on; a
+            checkpoint that is durable by then stays.
+
     Raises:
+        Exception: what `company` raised.
         NoSuchTarget, CannotCheckpoint, Locked, Usage: nothing was touched.
         FreezeTimeout, DumpFailed, StoreError, NoSpace: the workload runs on, and nothing half-written remains.
     """
@@ -89,10 +124,11 @@ def dump(call: DumpCall, ports: DumpPorts) -> DumpReport:
     target = ports.targets.resolve(call.target)
     job = call.job or target.job
     parent = _newest_of(job, ports.store)
+    created_after = _created(parent, ports.store)
     with ports.targets.lock(target), ports.store.writer(parent) as writer, Undo("the dump") as undo:
         operation = ports.operations.begin(f"dump of {target.ref}")
         undo.always("end the operation", operation.end)
-        selection = ports.saver.select(call.with_files, operation)
+        selection = ports.saver.select(call.with_files, operation, appended=call.appended)
         undo.always("drop the copies of files", selection.drop)
         freezer = ports.targets.freezer(target, operation)
         undo.always("put the processes back", freezer.release)
@@ -108,7 +144,7 @@ def dump(call: DumpCall, ports: DumpPorts) -> DumpReport:
             freezer,
             selection,
         )
-        one = _Dump(call, ports, snapshot, writer, job, parent)
+        one = _Dump(call, ports, snapshot, writer, job, parent, company, created_after)
         one.take()
         if one.kept is None:
             if not call.stop:
@@ -119,7 +155,7 @@ def dump(call: DumpCall, ports: DumpPorts) -> DumpReport:
             freezer.kill()
             operation.note_phase("killed")
             if target.job is not None:
-                ports.jobs.mark_stopped(target.job, one.kept.id)
+                ports.jobs.mark_stopped(target.job, one.kept.id, one.connection_locks)
     return DumpReport(
         id=one.kept.id,
         checkpoint=one.kept.checkpoint,
@@ -141,6 +177,16 @@ def _newest_of(job: JobName | None, store: Store) -> CheckpointId | None:
         return None
 
 
+def _created(parent: CheckpointId | None, store: Store) -> Nanoseconds:
+    """When the parent was taken; 0 where there is none that can be read."""
+    if parent is None:
+        return Nanoseconds(0)
+    try:
+        return store.load(parent).checkpoint.created_ns
+    except (ObjectMissing, ObjectCorrupt, FormatUnknown):
+        return Nanoseconds(0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
     """A checkpoint that is durable."""
@@ -159,6 +205,8 @@ class _Dump:
     writer: StoreWriter
     job: JobName | None
     parent: CheckpointId | None
+    company: Company | None
+    created_after: Nanoseconds
 
     kept: _Kept | None = None
     warnings: tuple[str, ...] = ()
@@ -170,9 +218,30 @@ class _Dump:
         if it ends the tree itself, so the checkpoint is made durable while CRIU waits.
         """
         if self.call.stop and self.call.options.tcp_established:
-            self.snapshot.take(held=self._keep_held, one_tree=_ONE_TREE)
+            self.snapshot.take(
+                held=self._keep_held,
+                one_tree=_ONE_TREE,
+                froze=self._froze,
+                freezes=self.company.freezes if self.company is not None else None,
+                dumped=self.company.dumped if self.company is not None else None,
+            )
         else:
-            self.snapshot.take()
+            self.snapshot.take(
+                froze=self._froze,
+                freezes=self.company.freezes if self.company is not None else None,
+                dumped=self.company.dumped if self.company is not None else None,
+            )
+            if self.company is not None:
+                self.company.taken()
+
+    @property
+    def connection_locks(self) -> tuple[str, ...]:
+        """The locks that are left where CRIU has killed the tree."""
+        if not self.call.options.tcp_established:
+            return ()
+        return tuple(
+            self.ports.dumper.connection_lock(images) for _, images in self.snapshot.image_directories
+        )
 
     def keep(self) -> None:
         """Store what was dumped; durable when this returns."""
@@ -189,6 +258,14 @@ class _Dump:
             message=self.call.message,
             parent=self.parent,
         )
+        checkpoint = replace(
+            checkpoint,
+            # A clock that was set back must not make it older than what was before it: that decides which one a job
+            # goes on from, and which are removed.
+            created_ns=max(checkpoint.created_ns, Nanoseconds(self.created_after + 1)),
+            saved_files=(*checkpoint.saved_files, *self._keep_appended()),
+            group=self.company.instant if self.company is not None else None,
+        )
         snapshot.operation.note_phase("stored")
         self.kept = _Kept(id=self.writer.commit(checkpoint), checkpoint=checkpoint)
         snapshot.operation.note_phase("durable")
@@ -197,7 +274,27 @@ class _Dump:
         )
         for tag in self.call.tags:
             ports.store.tag(self.kept.id, tag)
+        if self.company is not None:
+            self.company.durable()
+
+    def _froze(self) -> None:
+        if self.company is not None:
+            self.company.stands_still(self.snapshot.stood_still_at)
+        if self.call.froze is not None:
+            self.call.froze()
+
+    def _keep_appended(self) -> tuple[SavedFile, ...]:
+        kept = []
+        for file, read in self.snapshot.selection.appended():
+            content = self.writer.add_stream(
+                read, name=file.content.name, size_bytes=file.content.size_bytes, mode=file.content.mode
+            )
+            kept.append(replace(file, content=content))
+        self.warnings += self.snapshot.selection.late_warnings
+        return tuple(kept)
 
     def _keep_held(self) -> None:
+        if self.company is not None:
+            self.company.taken()
         self.snapshot.thawed()
         self.keep()

@@ -5,7 +5,7 @@ Rule: nothing here is specific to CRIU's RPC, to a cgroup version, or to how a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -29,7 +29,7 @@ from ckpt.model.memory import AddressSpace
 from ckpt.model.needs import ImageNeeds, Needs
 from ckpt.model.network import Network
 from ckpt.model.origin import Origin
-from ckpt.model.reports import StoredCheckpoint, SweepReport, VerifyReport
+from ckpt.model.reports import Problem, StoredCheckpoint, SweepReport, VerifyReport
 from ckpt.model.settings import ProcessSettings
 from ckpt.model.shipping import ShippedDirectory
 from ckpt.model.target import Target, TargetRef
@@ -270,6 +270,9 @@ class Dumper(Protocol):
 
     def networks(self, trees: tuple[Tree, ...]) -> tuple[Network, ...]:
         """The networks of the workload's own that a restore makes again, as they are now."""
+
+    def connection_lock(self, images: str) -> str:
+        """The name of the lock that keeps the connections of what CRIU has killed, until it is restored."""
 
     def carry(self, images: str, staging: str, view: FrozenView) -> tuple[tuple[CarriedFile, str], ...]:
         """Copy what CRIU will not keep into `staging`, in the `stopped` call.
@@ -531,6 +534,20 @@ class FileSelection(Protocol):
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of it, in sentences."""
 
+    def appended(self) -> Iterator[tuple[SavedFile, Callable[[int], bytes]]]:
+        """Each file that only grows, with a reader of its content up to where it ended at take(); after the thaw.
+
+        The reader gives at most so many bytes as it is asked for, b"" at the end. The root of the content is not
+        known yet.
+
+        Raises:
+            OsRefused: one cannot be read.
+        """
+
+    @property
+    def late_warnings(self) -> tuple[str, ...]:
+        """What the user should know of the files that appended() gave, in sentences."""
+
     def drop(self) -> None:
         """Remove the copies; safe to repeat."""
 
@@ -538,8 +555,15 @@ class FileSelection(Protocol):
 class FileSaver(Protocol):
     """Keeps files with the memory of a workload."""
 
-    def select(self, paths: tuple[str, ...], operation: Operation) -> FileSelection:
+    def select(
+        self, paths: tuple[str, ...], operation: Operation, *, appended: tuple[str, ...] = ()
+    ) -> FileSelection:
         """Check the named paths, and prepare to copy what they stand for; nothing for no path.
+
+        Args:
+            paths: Of files and directories.
+            operation: What is noted of it.
+            appended: Files that only ever grow: they are read after the thaw. A missing one is none.
 
         Raises:
             Usage: a path cannot be kept.
@@ -559,6 +583,7 @@ class WrittenFiles(Protocol):
         *,
         absent: tuple[str, ...] = (),
         made: tuple[ShippedDirectory, ...] = (),
+        job: str = "",
     ) -> None:
         """Let all saved files be as they were at the dump; call undo() if it fails.
 
@@ -568,6 +593,7 @@ class WrittenFiles(Protocol):
             directories: Those that were saved whole: what else is in them is moved aside.
             absent: Paths outside of them at which no file was: what is there now is moved aside, too.
             made: Directories that are made where they are missing, each after those that it is in.
+            job: What is restored: of ckpt's own files its logs alone are written.
 
         Raises:
             HostMismatch: files cannot be written; each is named with the reason, and nothing was changed.
@@ -663,6 +689,15 @@ class StoreWriter(Protocol):
     def add_file(self, path: str, name: str, addresses: tuple[AddressRun, ...] = ()) -> StoredFile:
         """Write a file's chunks that the store lacks; `addresses` say which pages of memory they are."""
 
+    def add_stream(
+        self, read: Callable[[int], bytes], *, name: str, size_bytes: int, mode: int
+    ) -> StoredFile:
+        """The same for bytes that come in order: `read(n)` gives at most n of them, b"" at their end.
+
+        Raises:
+            OsRefused: there are fewer than `size_bytes`.
+        """
+
     def commit(self, checkpoint: Checkpoint) -> CheckpointId:
         """Make everything durable, then write the manifest, durable when this returns."""
 
@@ -701,8 +736,8 @@ class Store(Protocol):
     def load(self, checkpoint: CheckpointId) -> StoredCheckpoint:
         """Read and verify a manifest."""
 
-    def list(self) -> tuple[StoredCheckpoint, ...]:
-        """All checkpoints, oldest first."""
+    def list(self, on_problem: Callable[[Problem], None] | None = None) -> tuple[StoredCheckpoint, ...]:
+        """All checkpoints, oldest first; `on_problem` is told of each that cannot be read, and is left out."""
 
     def check_trust(self, checkpoint: CheckpointId) -> None:
         """Return if the checkpoint may be restored on this host.
@@ -825,8 +860,11 @@ class Jobs(Protocol):
     def with_root(self, pids: tuple[Pid, ...]) -> JobName | None:
         """The job that runs and whose root process is one of these; None if there is none."""
 
-    def mark_stopped(self, job: JobName, checkpoint: CheckpointId) -> None:
-        """The job was ended by ckpt, and lives on in this checkpoint."""
+    def moved_to(self, job: JobName) -> str:
+        """The host that the job was handed over to, or is just being; "" if it was not, or runs here again."""
+
+    def mark_stopped(self, job: JobName, checkpoint: CheckpointId, locks: tuple[str, ...] = ()) -> None:
+        """The job was ended by ckpt, and lives on in this checkpoint; `locks` are on its connections."""
 
     def mark_migrated(self, job: JobName, host: str) -> None:
         """The job was ended by ckpt, and lives on on that host."""

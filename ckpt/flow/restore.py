@@ -41,6 +41,7 @@ from ckpt.flow.undo import Undo
 from ckpt.flow.volumes import outside_volumes, refuse_other_devices
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.clocks import (
+    Clocks,
     TimePolicy,
     monotonic_goes_back,
     realtime_went_back,
@@ -114,16 +115,31 @@ class Gate(Protocol):
         """It is filed, and still nothing of it has run: the last moment to say no, by raising."""
 
 
-def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) -> RestoreReport:
+class Company(Gate, Protocol):
+    """A gate for several workloads that go on together."""
+
+    def instant(self, at: Clocks) -> Clocks:
+        """What this host's clocks read when it goes on, where it could by itself at `at`; what it needs is fetched."""
+
+    def restored(self) -> None:
+        """All trees are there, and CRIU holds them: returns when those of all workloads are, so that none answers another
+        one's connections before they are there; if it raises, all is taken back.
+        """
+
+
+def restore(
+    call: RestoreCall, ports: RestorePorts, gate: Gate | None = None, company: Company | None = None
+) -> RestoreReport:
     """Bring a checkpoint back.
 
     Args:
         call: What the user asked for.
         ports: The outside things.
         gate: Who decides whether it goes on; None lets it.
+        company: Who decides it for several workloads, in place of a gate.
 
     Raises:
-        Exception: what the gate raised.
+        Exception: what the gate or the company raised.
         ObjectMissing, ObjectCorrupt: the checkpoint is not there, or not whole.
         Untrusted: nobody whom this host trusts has signed it; nothing of it was read.
         WrongState: saved files are wanted, and the checkpoint has none.
@@ -133,6 +149,7 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         FeatureMissing: memory cannot come late on this host.
     """
     clock, late = ports.clock, ports.late
+    gate = gate or company
     began = clock.stopwatch()
     if late is not None:
         late.check()
@@ -197,7 +214,14 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         undo.on_failure("remove what was restored", session.abort)
         # Not before the session has refused a job that runs: its files would change under it.
         if policies.files is FilesPolicy.SAVED:
-            contents.write(call.ref, saved, checkpoint.saved_directories, absent=call.absent, made=call.made)
+            contents.write(
+                call.ref,
+                saved,
+                checkpoint.saved_directories,
+                absent=call.absent,
+                made=call.made,
+                job=job,
+            )
         newer = newer_files(changes, policies)
         if newer:
             ports.writer.accept_changed(_image_directories(checkpoint, operation), frozenset(newer))
@@ -206,8 +230,13 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
                 outside_volumes(checkpoint.inodes, checkpoint.volumes),
                 _image_directories(checkpoint, operation),
             )
-        pids = _add_trees(call, checkpoint, session, operation, ports, hurried=gate is not None)
+        at = _instant(checkpoint, ports, hurried=gate is not None and company is None)
+        if company is not None:
+            at = company.instant(at)
+        pids = _add_trees(call, checkpoint, session, operation, at)
         operation.note_phase("restored")
+        if company is not None:
+            company.restored()
         # Also after a verification: pipes and deleted files get new numbers at every restore.
         seen = () if call.inodes is InodePolicy.IGNORE else checkpoint.inodes
         outcomes = session.keep(seen, files.methods)
@@ -221,7 +250,7 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         )
         told = len(session.problems)
         if gate is None:
-            session.commit(Origin(checkpoint=checkpoint_id))
+            session.commit(origin_of(checkpoint_id, checkpoint, job))
         else:
             held = Held(
                 pids=pids,
@@ -253,6 +282,12 @@ def restore(call: RestoreCall, ports: RestorePorts, gate: Gate | None = None) ->
         inodes=outcomes,
         warnings=(*warnings, *session.problems[told:]),
     )
+
+
+def origin_of(checkpoint_id: CheckpointId, checkpoint: Checkpoint, job: JobName) -> Origin:
+    """Where a workload came from that is brought back from this checkpoint of a store, as this job."""
+    group = checkpoint.group.name if checkpoint.group and job == checkpoint.job else ""
+    return Origin(checkpoint=checkpoint_id, group=group)
 
 
 def _unless(
@@ -342,22 +377,23 @@ def _check_pids(call: RestoreCall, checkpoint: Checkpoint, restorer: Restorer) -
         )
 
 
+def _instant(checkpoint: Checkpoint, ports: RestorePorts, *, hurried: bool) -> Clocks:
+    """What this host's clocks will read when all trees, of which none is there yet, can go on."""
+    tasks = sum(len(tree.processes) for tree in checkpoint.workload.trees)
+    there = ByteCount(checkpoint.image_bytes - (ports.late.left_bytes if ports.late else 0))
+    # Who holds what is restored wants it to go on as soon as it may.
+    return ports.clock.read().later(restore_span(there, tasks, ports.restorer.pace(), hurried=hurried))
+
+
 def _add_trees(
     call: RestoreCall,
     checkpoint: Checkpoint,
     session: RestoreSession,
     operation: Operation,
-    ports: RestorePorts,
-    *,
-    hurried: bool,
+    at: Clocks,
 ) -> tuple[Pid, ...]:
     """Restore and hold every tree; gives the roots' pids on this host in the order of the trees."""
     by_root: dict[Pid, Tree] = {tree.root: tree for tree in checkpoint.workload.trees}
-    tasks = sum(len(tree.processes) for tree in checkpoint.workload.trees)
-    pace = ports.restorer.pace()
-    there = ByteCount(checkpoint.image_bytes - (ports.late.left_bytes if ports.late else 0))
-    # Who holds what is restored wants it to go on as soon as it may.
-    at = ports.clock.read().later(restore_span(there, tasks, pace, hurried=hurried))
     pids = []
     for images in checkpoint.image_sets:
         tree = by_root[images.root]

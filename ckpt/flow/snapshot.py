@@ -106,6 +106,7 @@ class Snapshot:
     warnings: tuple[str, ...] = ()
     frozen_ns: Nanoseconds = Nanoseconds(0)
     froze_at: Nanoseconds = Nanoseconds(0)
+    stood_still_at: Nanoseconds = Nanoseconds(0)
     _view: FrozenView | None = None
     _images: list[_TreeImages] = field(default_factory=list)
     _mounts: dict[Pid, tuple[ExternalMount, ...]] = field(default_factory=dict)
@@ -120,6 +121,8 @@ class Snapshot:
         held: Callable[[], None] | None = None,
         one_tree: str = "",
         froze: Callable[[], None] | None = None,
+        freezes: Callable[[], None] | None = None,
+        dumped: Callable[[], None] | None = None,
     ) -> None:
         """Freeze the workload and dump every tree of it under that one freeze.
 
@@ -128,6 +131,8 @@ class Snapshot:
                 that tree, with its connections locked; if it raises, all go on. Without, all stand frozen at the end.
             one_tree: With `held`, why there may be but one tree; "" lets there be several.
             froze: Called when all stand still, before CRIU begins.
+            freezes: Called before any of them stands still, when all else is ready.
+            dumped: Called when all images are written, while CRIU still has the last tree and its connections locked.
 
         Raises:
             CannotCheckpoint, FreezeTimeout, DumpFailed, NoSuchTarget: the workload is as it was, but for a freeze.
@@ -143,7 +148,7 @@ class Snapshot:
             try:
                 self.ports.volumes.write_out(self.target)
                 self.freezer.prepare()
-                hold = _Hold(held=held, one_tree=one_tree, froze=froze)
+                hold = _Hold(held=held, one_tree=one_tree, froze=froze, freezes=freezes, dumped=dumped)
                 self._dump_trees(survey, started, hold, patient=attempt < ATTEMPTS_MAX - 1)
             except NotNow:
                 self.freezer.thaw()
@@ -273,10 +278,13 @@ class Snapshot:
         self.operation.note_phase("dumped")
 
     def _freeze(self, survey: Survey, hold: _Hold, *, patient: bool) -> None:
+        if hold.freezes is not None:
+            hold.freezes()
         self.operation.note_phase("freezing")
         survey = self.ports.inspector.watch_waits(survey)
         self.froze_at = self.ports.clock.stopwatch()
         self.freezer.freeze(self.wanted.freeze_timeout)
+        self.stood_still_at = self.ports.clock.stopwatch()
         self.operation.note_phase("frozen")
         self._view = self.ports.inspector.confirm(survey, self.freezer.cgroup, patient=patient)
         self.warnings += self._view.warnings
@@ -315,6 +323,8 @@ class Snapshot:
                 self.warnings += self.selection.warnings
             self._images.append(images)
             self.operation.note_phase("written")
+            if hold.dumped is not None and len(self._images) == len(self.view.trees):
+                hold.dumped()
             if hold.held is not None and len(self._images) == len(self.view.trees):
                 self._copy_volumes()
                 hold.held()
@@ -374,3 +384,5 @@ class _Hold:
     held: Callable[[], None] | None
     one_tree: str
     froze: Callable[[], None] | None
+    freezes: Callable[[], None] | None
+    dumped: Callable[[], None] | None

@@ -20,6 +20,7 @@ from typing import Final
 from ckpt.errors import CriuError, NoSpace
 from ckpt.host import live_waits, mounts, outside
 from ckpt.host.carried import carry
+from ckpt.host.connection_locks import lock_of
 from ckpt.host.criu import engine, kdat
 from ckpt.host.criu.addresses import page_addresses
 from ckpt.host.criu.channel import END_TIMEOUT
@@ -110,6 +111,10 @@ class CriuDumper:
             CommandFailed, FeatureMissing: ip does not tell.
         """
         return reading.networks_of(trees)
+
+    def connection_lock(self, images: str) -> str:
+        """The name of the lock that keeps the connections of what CRIU has killed, until it is restored."""
+        return lock_of(images)
 
     def carry(self, images: str, staging: str, view: object) -> tuple[tuple[CarriedFile, str], ...]:
         """Copy what CRIU will not keep into `staging`, in the `stopped` call."""

@@ -37,6 +37,9 @@ from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid
 STATE_VARIABLE: Final = "CKPT_STATE"
 STATE_DEFAULT: Final = "/var/lib/ckpt"
 
+JOBS_CGROUP: Final = "ckpt"
+"""The cgroup, below a mount, in which jobs have theirs."""
+
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _VERSION: Final = 1
 _DOCUMENT_BYTES_MAX: Final = 4 << 20
@@ -61,7 +64,10 @@ class JobRecord:
     root of a restored workload that has none. `command` is the user's program, which may be the same.
     `cgroups` are absolute directories, the one that is frozen first. `stopped_by` is the checkpoint after
     whose dump the job was ended on purpose; `migrated_to` the host where it went, and `migration` the id of the
-    migration that brought it here.
+    migration that brought it here. `group` is "" or the group that it belongs to.
+    `connection_locks` are those that CRIU has left when it was stopped (connection_locks.py). `feeder` is the process that
+    feeds it its standard input through a pipe, dead or alive; None for a job that none feeds (feeding.py). `started_as` is
+    the command line that it was once started by, also after restores, () if it was elsewhere; `argv` is what it has now.
     """
 
     name: JobName
@@ -78,6 +84,10 @@ class JobRecord:
     stopped_by: CheckpointId | None = None
     migrated_to: str = ""
     migration: str = ""
+    group: str = ""
+    connection_locks: tuple[str, ...] = ()
+    feeder: ProcessRef | None = None
+    started_as: tuple[str, ...] = ()
 
     @property
     def cgroup(self) -> str:
@@ -107,13 +117,14 @@ class JobView:
 
 
 def remove_cgroups(record: JobRecord) -> None:
-    """Remove the cgroup of a job that has ended, if it was made for the job; one in use stays.
+    """Remove the cgroups of a job that has ended, if they were made for the job; one in use stays.
 
     One that the user named at the restore is the user's.
     """
-    if record.cgroup.endswith(f"/{cgroup_name(record.name)}"):
-        with suppress(OSError):
-            cgroups.remove(record.cgroup)
+    for cgroup in record.cgroups:
+        if cgroup.endswith(f"/{cgroup_name(record.name)}"):
+            with suppress(OSError):
+                cgroups.remove(cgroup)
 
 
 def state_directory() -> str:
@@ -138,7 +149,7 @@ def cgroup_name(job: JobName) -> str:
     Raises:
         BadName: no job can have this name.
     """
-    return f"ckpt/{check_name(job)}"
+    return f"{JOBS_CGROUP}/{check_name(job)}"
 
 
 class JobRegistry:
@@ -157,6 +168,10 @@ class JobRegistry:
             BadName: no job can have this name.
         """
         return f"{self._jobs}/{check_name(job)}"
+
+    def record_path(self, job: JobName) -> str:
+        """Where the job itself is written down."""
+        return f"{self.directory(job)}/job.json"
 
     def exit_path(self, job: JobName) -> str:
         """Where the shim writes how the job ended."""
@@ -232,7 +247,7 @@ class JobRegistry:
             return _record(_read_document(path))
         except FileNotFoundError as error:
             raise NoSuchTarget(kind="job", name=job, remedy="'ckpt ps' lists the jobs.") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ObjectCorrupt(
                 kind="record of job", name=job, reason=str(error), remedy=f"Remove {path} if it is of no use."
             ) from error
@@ -273,6 +288,10 @@ class JobRegistry:
             with suppress(NoSuchTarget, ObjectCorrupt):
                 views.append(self.look(name))
         return tuple(views)
+
+    def in_group(self, group: str) -> tuple[JobView, ...]:
+        """The jobs of a group as they are now, in alphabetical order; none if nobody knows it."""
+        return tuple(view for view in self.list() if view.record.group == group)
 
     def with_root(self, pids: Collection[Pid]) -> JobName | None:
         """The job that runs and whose root process is one of these; None if there is none."""
@@ -316,6 +335,7 @@ class JobRegistry:
         shim: ProcessRef,
         origin: Origin,
         log: str,
+        feeder: ProcessRef | None = None,
     ) -> JobRecord:
         """File a restored workload under the job's name; durable.
 
@@ -326,28 +346,33 @@ class JobRegistry:
             shim: The shim that will write that end down.
             origin: Where it came from.
             log: The path that its output goes to, where it has no other.
+            feeder: Who feeds it its standard input, if anybody.
         """
         command = _command_below(root)
+        former = self.find(job)
         record = JobRecord(
             name=check_name(job),
             argv=_command_line(command),
             cwd=_working_directory(command),
             created=Nanoseconds(time.time_ns()),
             boot_id=boot_id(),
-            cgroups=(cgroup,),
+            cgroups=(cgroup, *_others_of_its_own(job, cgroup, root)),
             root=_ref(root),
             command=_ref(command),
             shim=shim,
             log=log,
             restored_from=origin.checkpoint,
             migration=origin.migration,
+            group=origin.group or (former.group if former is not None else ""),
+            feeder=feeder,
+            started_as=former.started_as if former is not None else (),
         )
         self.save(record)
         return record
 
-    def mark_stopped(self, job: JobName, checkpoint: CheckpointId) -> None:
-        """The job was ended by ckpt, and lives on in this checkpoint."""
-        self.save(replace(self.load(job), stopped_by=checkpoint))
+    def mark_stopped(self, job: JobName, checkpoint: CheckpointId, locks: tuple[str, ...] = ()) -> None:
+        """The job was ended by ckpt, and lives on in this checkpoint; `locks` are on its connections."""
+        self.save(replace(self.load(job), stopped_by=checkpoint, connection_locks=locks))
 
     def mark_migrated(self, job: JobName, host: str) -> None:
         """The job was ended by ckpt, and lives on, on that host; its cgroup here is removed."""
@@ -470,6 +495,14 @@ def memory_of(directories: tuple[str, ...], pids: tuple[Pid, ...]) -> ByteCount:
     return ByteCount(sum(_pss_bytes(pid) for pid in pids))
 
 
+def _others_of_its_own(job: JobName, cgroup: str, root: Pid) -> tuple[str, ...]:
+    """The cgroups of other hierarchies that are named after the job, and so were made for it."""
+    places = (cgroups.cgroup_of(root, each) for each in cgroups.hierarchies())
+    return tuple(
+        place for place in places if place and place != cgroup and place.endswith(f"/{cgroup_name(job)}")
+    )
+
+
 def _ref(pid: Pid) -> ProcessRef:
     return process_ref(pid) or ProcessRef(pid=pid, start_ticks=0)
 
@@ -524,16 +557,22 @@ def _read_document(path: str) -> dict[str, Any]:
 def _record(document: dict[str, Any]) -> JobRecord:
     if document.pop("version") != _VERSION:
         raise ValueError("written by another version of ckpt")
-    for name in ("argv", "cgroups"):
+    document.setdefault("connection_locks", ())
+    document.setdefault("started_as", ())
+    for name in ("argv", "cgroups", "connection_locks", "started_as"):
         document[name] = tuple(map(str, document[name]))
     for name in ("root", "command", "shim"):
-        document[name] = ProcessRef(
-            pid=Pid(int(document[name]["pid"])), start_ticks=int(document[name]["start_ticks"])
-        )
+        document[name] = _process(document[name])
+    feeder = document.get("feeder")
+    document["feeder"] = None if feeder is None else _process(feeder)
     record = JobRecord(**document)
     if not record.cgroups:
         raise ValueError("it names no cgroup")
     return record
+
+
+def _process(document: dict[str, Any]) -> ProcessRef:
+    return ProcessRef(pid=Pid(int(document["pid"])), start_ticks=int(document["start_ticks"]))
 
 
 def _sync_directory(path: str) -> None:

@@ -138,6 +138,20 @@ class NetworkDetached:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryControl:
+    """A memory control of a cgroup (guard/controls.py) is set for the operation; it had the value `former`."""
+
+    cgroup: str
+    name: str
+    former: str
+
+    @property
+    def subject(self) -> str:
+        """What tells this step from others of its kind."""
+        return f"{self.cgroup}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
     """Processes were moved into a cgroup of ours; `home` takes those whose origin nobody knows."""
 
@@ -162,6 +176,22 @@ class Restoring:
     def subject(self) -> str:
         """What tells this step from others of its kind."""
         return self.cgroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filed:
+    """A job's `record` was replaced by that of what is restored: until it is committed, the `former` one is put back.
+
+    After a reboot it is not: what is known of the commit may be older than that, and the job may have run.
+    """
+
+    record: str
+    former: str
+
+    @property
+    def subject(self) -> str:
+        """What tells this step from others of its kind."""
+        return self.record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,8 +261,10 @@ Step = (
     | Frozen
     | NetworkLocked
     | NetworkDetached
+    | MemoryControl
     | Gathered
     | Restoring
+    | Filed
     | FilesTouched
     | SetAside
     | VolumesChanging
@@ -247,8 +279,12 @@ UNDO_ORDER: Final[tuple[type[Step], ...]] = (
     NetworkDetached,
     Frozen,
     NetworkLocked,
+    # After the thaw: what stands still gives no memory back.
+    MemoryControl,
     Gathered,
     Restoring,
+    # After the end of what was restored: its shim writes down how that ended.
+    Filed,
     FilesTouched,
     SetAside,
     VolumesChanging,
@@ -292,7 +328,7 @@ class Entry:
             if isinstance(step, (FilesTouched, VolumesChanging, NetworkDetached))
             else step
             for step in self.steps
-            if not isinstance(step, (Restoring, SetAside, Directory))
+            if not isinstance(step, (Restoring, Filed, SetAside, Directory))
         )
         return dataclasses.replace(self, steps=steps)
 

@@ -27,7 +27,14 @@ from typing import Any, Self
 from ckpt.errors import CommandFailed, OsRefused
 from ckpt.host import shim
 from ckpt.host.criu.launch import Launch, Launcher
-from ckpt.host.outside import open_substitute
+from ckpt.host.outside import (
+    JobTerminal,
+    Joined,
+    is_by_its_own_name,
+    is_terminal,
+    open_substitute,
+    standard_input,
+)
 from ckpt.host.process_table import ProcessRef, is_alive, process_ref
 from ckpt.model.workload import OutsideFile, OutsideKind
 from ckpt.units import Nanoseconds, Pid
@@ -58,8 +65,8 @@ class Exit:
 class Stdio:
     """One of a job's standard streams: a file by its path, or a descriptor of this process.
 
-    A descriptor of a pipe or socket is handed on as it is; one of anything else is opened anew by its path
-    inside the job (with its access mode, at the beginning or the end of the file).
+    A descriptor of a pipe, socket or terminal is handed on as it is; one of anything else is opened anew by its path
+    inside the job, with its access mode and at its position.
     """
 
     path: str = ""
@@ -93,7 +100,8 @@ class JobSpec:
     `shim_cgroup_procs`: the same for the shim; empty leaves it in this process's cgroups.
     `exit_path`: the file that will say how the job ended, in a directory that exists; the shim's own
     complaints go to shim.log beside it. `hidden_mounts`: mounts that the job does not see, the newest first.
-    `network` is a descriptor of the network namespace that it lives in; -1 for the host's.
+    `network` is a descriptor of the network namespace that it lives in; -1 for the host's. With a `terminal` that is its
+    controlling terminal and the three standard streams; what it writes there goes to the end of `terminal_log`.
     """
 
     name: str
@@ -109,6 +117,8 @@ class JobSpec:
     stderr: Stdio = Stdio(path=os.devnull, flags=os.O_RDWR)
     hidden_mounts: tuple[str, ...] = ()
     network: int = -1
+    terminal: JobTerminal | None = None
+    terminal_log: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +165,8 @@ def start_job(spec: JobSpec, *, register: Callable[[StartedJob], None]) -> Start
             root=root or ProcessRef(pid=Pid(event["root"]), start_ticks=0),
             command=command,
         )
+        if spec.terminal is not None:
+            process.keep_terminal(spec.terminal.master, spec.terminal_log)
         register(job)
         process.commit(job.root.pid)
         return job
@@ -271,21 +283,42 @@ class RestoreHost:
 
         return launch
 
-    def substitute(self, file: OutsideFile, *, log: str) -> int:
-        """A descriptor that CRIU can inherit in place of a pipe or terminal from outside; the caller closes it.
+    def substitutes(self, files: Sequence[OutsideFile], *, log: str, joined: Joined) -> tuple[int, ...]:
+        """Descriptors that CRIU can inherit in place of pipes and terminals from outside; the caller closes them.
 
         What the workload writes goes to the end of the file `log`, which is made if it is missing; what it
         reads from a pipe is at its end, and from a terminal never comes. CRIU insists on a terminal for a
-        terminal ("Can't set tty params"): it gets a new one, whose other side the shim keeps.
+        terminal ("Can't set tty params"): it gets a new one, whose other side the shim keeps. With what is `joined` the
+        standard input, and the first terminal, are that.
 
         Raises:
             OsRefused: the shim has ended.
         """
-        if file.kind is OutsideKind.PIPE:
-            return open_substitute(file, log=log)
+        made: dict[str, int] = {}
+        try:
+            fed = standard_input(files) if joined.stdin >= 0 else None
+            for file in sorted(files, key=is_by_its_own_name):
+                if file.kind is OutsideKind.PIPE:
+                    made[file.key] = os.dup(joined.stdin) if file == fed else open_substitute(file, log=log)
+                    continue
+                terminals = [made[each.key] for each in files if each.key in made and is_terminal(each)]
+                if terminals and is_by_its_own_name(file):
+                    made[file.key] = os.dup(terminals[0])
+                elif joined.terminal is not None and not terminals:
+                    self._process.keep_terminal(joined.terminal.master, log)
+                    made[file.key] = os.dup(joined.terminal.slave)
+                else:
+                    made[file.key] = self._new_terminal(log)
+        except BaseException:
+            for fd in made.values():
+                os.close(fd)
+            raise
+        return tuple(made[file.key] for file in files)
+
+    def _new_terminal(self, log: str) -> int:
         master, slave = os.openpty()
         try:
-            self._process.send({"op": "terminal", "log": os.path.abspath(log)}, [master])
+            self._process.keep_terminal(master, log)
         except BaseException:
             os.close(slave)
             raise
@@ -409,6 +442,7 @@ def _blank(
         "umask": 0o022,
         "environment": {},
         "stdio": [],
+        "terminal": False,
         "hidden_mounts": [],
         "network": -1,
     }
@@ -422,12 +456,19 @@ def _configuration(spec: JobSpec) -> shim.Configuration:
     configuration["umask"] = spec.umask
     configuration["environment"] = dict(spec.environment)
     configuration["stdio"] = [
-        {"path": stdio.path, "flags": stdio.flags, "fd": stdio.fd}
-        for stdio in (spec.stdin, spec.stdout, spec.stderr)
+        {"path": stdio.path, "flags": stdio.flags, "fd": stdio.fd} for stdio in _streams(spec)
     ]
+    configuration["terminal"] = spec.terminal is not None
     configuration["hidden_mounts"] = list(spec.hidden_mounts)
     configuration["network"] = spec.network
     return configuration
+
+
+def _streams(spec: JobSpec) -> tuple[Stdio, Stdio, Stdio]:
+    if spec.terminal is None:
+        return spec.stdin, spec.stdout, spec.stderr
+    slave = Stdio.inherit(spec.terminal.slave)
+    return slave, slave, slave
 
 
 class _Shim:
@@ -506,6 +547,9 @@ class _Shim:
             if self._receive(Nanoseconds(max(0, deadline - time.monotonic_ns()))) is None:
                 return None
         return self._statuses[pid]
+
+    def keep_terminal(self, master: int, log: str) -> None:
+        self.send({"op": "terminal", "log": os.path.abspath(log)}, [master])
 
     def commit(self, main: Pid) -> int:
         self.send({"op": "commit", "main": main})

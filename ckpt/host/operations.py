@@ -168,6 +168,27 @@ class JournaledOperation:
         """The restore is committed, or was taken back."""
         self.forget(journal.Restoring(cgroup=cgroup))
 
+    def note_filing(self, record: str) -> None:
+        """Note that the record of a job, at this path, is about to be replaced by that of what is restored.
+
+        Raises:
+            NoSpace, OsRefused: it cannot be kept.
+        """
+        former = f"{self._directory}/former-record"
+        try:
+            shutil.copyfile(record, former)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _refused(self._directory, error) from error
+        with self._lock:
+            # Not durable, as it is of no use after a reboot; and what is restored stands still meanwhile.
+            self._write(self._entry.with_step(journal.Filed(record=record, former=former)), sync=False)
+
+    def forget_filing(self, record: str) -> None:
+        """It is the former one again."""
+        self.forget(journal.Filed(record=record, former=""))
+
     @property
     def ledger(self) -> str:
         """The path of the file in which changes of the workload's files are noted (inodes/ledger.py)."""

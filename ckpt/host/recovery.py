@@ -33,6 +33,7 @@ from ckpt.host.criu_killing import kill_criu
 from ckpt.host.freezer import restore_freeze
 from ckpt.host.freezer_control import control_of
 from ckpt.host.gathering import CGROUP_PREFIX, is_transient, put_back
+from ckpt.host.guard import controls
 from ckpt.host.migration_records import SOURCE_NAME, TARGET_NAME, state_in
 from ckpt.host.process_table import ProcessRef, boot_id, is_alive
 from ckpt.model.migration import SourceState, TargetState
@@ -207,6 +208,16 @@ def _thaw(step: journal.Frozen, _frozen: Sequence[str]) -> str:
     return "thawed" if was_held else ""
 
 
+def _set_memory_back(step: journal.MemoryControl, _frozen: Sequence[str]) -> str:
+    now = cgroups.read_or_empty(step.cgroup, step.name)
+    if now in ("", step.former) or controls.is_as(step.name, now, step.former):
+        return ""
+    problem = controls.write_back(step.cgroup, step.name, step.former)
+    if problem:  # it stays raised, which hurts less than to be killed for it
+        return f"left it as it is: {problem}"
+    return f"set back to {step.former}"
+
+
 def _unlock_network(step: journal.NetworkLocked, _frozen: Sequence[str]) -> str:
     table = netlock.table_of(step.run_id)
     return f"removed the network lock {table}" if netlock.remove_table(table) else ""
@@ -236,6 +247,14 @@ def _abandon_restore(step: journal.Restoring, _frozen: Sequence[str]) -> str:
         return "killed what was half restored in it" if inside else ""
     cgroups.remove(step.cgroup)
     return "killed what was half restored and removed the cgroup"
+
+
+def _put_record_back(step: journal.Filed, _frozen: Sequence[str]) -> str:
+    if not (os.path.exists(step.former) and os.path.isdir(os.path.dirname(step.record))):
+        return ""
+    os.replace(step.former, step.record)
+    journal.sync_directory(os.path.dirname(step.record))
+    return "put the record of the job back as it was before the restore"
 
 
 def _take_back_files(step: journal.FilesTouched, _frozen: Sequence[str]) -> str:
@@ -294,8 +313,10 @@ _UNDO: Final[dict[type[journal.Step], Callable[[Any, Sequence[str]], str]]] = {
     journal.Frozen: _thaw,
     journal.NetworkLocked: _unlock_network,
     journal.NetworkDetached: _attach_network,
+    journal.MemoryControl: _set_memory_back,
     journal.Gathered: _put_back,
     journal.Restoring: _abandon_restore,
+    journal.Filed: _put_record_back,
     journal.FilesTouched: _take_back_files,
     journal.SetAside: _move_back,
     journal.VolumesChanging: _settle_volumes,

@@ -30,7 +30,17 @@ from ckpt.errors import (
     RestoreFailed,
     WrongState,
 )
-from ckpt.host import cgroup_settings, cgroups, mounts, pace, ptrace, resuming, signalling_timers, timerfds
+from ckpt.host import (
+    cgroup_settings,
+    cgroups,
+    connection_locks,
+    mounts,
+    pace,
+    ptrace,
+    resuming,
+    signalling_timers,
+    timerfds,
+)
 from ckpt.host.criu import engine
 from ckpt.host.criu.death_signals import clear_death_signal
 from ckpt.host.criu.launch import Launcher
@@ -44,13 +54,14 @@ from ckpt.host.inodes import matching, planning
 from ckpt.host.inodes.fuse import choosing
 from ckpt.host.inodes.fuse.view import FileView
 from ckpt.host.inodes.ladder import METHODS, allowed_methods
-from ckpt.host.jobs import JobRecord, JobRegistry, cgroup_name
+from ckpt.host.jobs import JOBS_CGROUP, JobRecord, JobRegistry, cgroup_name
 from ckpt.host.kept_log import RESTORE_LOG, keeping_log
 from ckpt.host.launch import RestoreHost
 from ckpt.host.lazy.announcing import Announcer
 from ckpt.host.network.restoring import RestoredNetworks
 from ckpt.host.operations import JournaledOperation
-from ckpt.host.process_table import all_processes, descendants, stat_of
+from ckpt.host.outside import NOTHING_JOINED, Joined, standard_input
+from ckpt.host.process_table import ProcessRef, all_processes, descendants, stat_of
 from ckpt.host.setting_again import set_again
 from ckpt.host.signals import uninterrupted
 from ckpt.host.timens import TimeNamespace
@@ -79,7 +90,8 @@ class Place:
     """Where a workload is restored to; `cgroup` "" means one of our own that is named after the job.
 
     `held` are the paths of the files that it holds: a mount that has one of them may not be missing. `pages_from` is the
-    socket of who brings memory that is not there when it goes on; "" for nobody.
+    socket of who brings memory that is not there when it goes on; "" for nobody. `joined` takes the place of what it had
+    from outside.
     """
 
     job: JobName
@@ -90,6 +102,7 @@ class Place:
     held: frozenset[str]
     networks: tuple[Network, ...]
     pages_from: str = ""
+    joined: Joined = NOTHING_JOINED
 
 
 class CriuRestoreSession:
@@ -119,6 +132,7 @@ class CriuRestoreSession:
         self._made: list[str] = []
         self._directories: list[str] = []
         self._cgroup = ""
+        self._feeder: ProcessRef | None = None
         self._filed = False
         self.problems: tuple[str, ...] = ()
         try:
@@ -170,7 +184,9 @@ class CriuRestoreSession:
             os.mkdir(private_root)
         pids = {process.pid for process in tree.processes}
         replaced = [file for file in outside_files if file.pid in pids]
-        substitutes = [self._host.substitute(file, log=self._log) for file in replaced]
+        substitutes = self._host.substitutes(replaced, log=self._log, joined=self._place.joined)
+        if standard_input(replaced) is not None:
+            self._feeder = self._place.joined.feeder
         networks = self._networks.of(tree)
         request = RestoreRequest(
             images=Path(images),
@@ -207,7 +223,10 @@ class CriuRestoreSession:
             self._undo.callback(self._close, worker)
             self._workers.append(worker)
             self._operation.note_criu(worker.pid, log=str(request.log))
-            with keeping_log(self._operation.kept(RESTORE_LOG)):
+            with (
+                keeping_log(self._operation.kept(RESTORE_LOG)),
+                mounts.stand_ins(external_mounts if private_root else ()),
+            ):
                 held = engine.begin_restore(worker, request)
         finally:
             for fd in substitutes:
@@ -338,7 +357,9 @@ class CriuRestoreSession:
             self._close(worker)
         # Until commit_restore() the journal says that this is half restored: a crash takes it away.
         ends_with = self._host.commit(self._roots[0])
-        self._undo.callback(self._unfile, self._jobs.find(self._place.job))
+        former = self._jobs.find(self._place.job)
+        self._undo.callback(self._unfile, former)
+        self._operation.note_filing(self._jobs.record_path(self._place.job))
         self._jobs.adopt(
             self._place.job,
             cgroup=self._cgroup,
@@ -346,12 +367,15 @@ class CriuRestoreSession:
             shim=self._host.shim,
             origin=origin,
             log=self._log,
+            feeder=self._feeder,
         )
         self._operation.note_phase("filed")
         if let_go is not None:
             let_go()
         self._filed = True
         self._operation.commit_restore(frozen=None if control is None else self._cgroup)
+        # Of another checkpoint than this one, whose own CRIU has removed: these connections would be silent for ever.
+        connection_locks.release(former)
         # Not before: what is killed with a joined network resets its connections.
         self.problems += self._networks.join(self._operation, lambda: self._tasks().values())
         self._operation.note_phase("let-go")
@@ -382,6 +406,7 @@ class CriuRestoreSession:
         """What the job was before it was filed, where that came to nothing."""
         if not self._filed and former is not None:
             self._jobs.save(former)
+            self._operation.forget_filing(self._jobs.record_path(former.name))
 
     def abort(self) -> None:
         """Kill and remove everything that was restored; safe to repeat."""
@@ -476,7 +501,7 @@ class CriuRestoreSession:
         self._jobs.refuse_running(place.job)
         self._forget_new_job()
         directory = self._jobs.prepare(place.job)
-        self._log = f"{directory}/log"
+        self._log = place.joined.log or f"{directory}/log"
         self._undo.callback(self._close_namespaces)
         self._networks = RestoredNetworks.make(place.networks, self._jobs.state, place.job)
         self._undo.callback(self._networks.close)
@@ -662,7 +687,8 @@ def _moved_to(path: str, hierarchy: str, records: tuple[CgroupRecord, ...]) -> t
     top = min((record.path for record in own), key=len)
     return tuple(
         replace(record, path=path + record.path.removeprefix(top))
-        if record.hierarchy == hierarchy
+        # What a job has in other hierarchies is named like it, too.
+        if record.hierarchy == hierarchy or (record.path == top and top.startswith(f"/{JOBS_CGROUP}/"))
         else record
         for record in records
     )

@@ -14,6 +14,7 @@ from typing import Final
 from ckpt.host import carried
 from ckpt.host.jobs import JobRegistry
 from ckpt.host.operations import JournaledOperation
+from ckpt.host.outside import NOTHING_JOINED, Joined
 from ckpt.host.pace import read_pace
 from ckpt.host.process_table import stat_of, thread_group_of
 from ckpt.host.restore_session import CriuRestoreSession, Place
@@ -31,10 +32,11 @@ _LOOK_AGAIN_S: Final = 0.01
 class CriuRestorer:
     """Brings trees back with CRIU. Fits the port `Restorer`."""
 
-    def __init__(self, criu: Path, jobs: JobRegistry) -> None:
-        """Use the CRIU at this path, and file what is restored in this registry."""
+    def __init__(self, criu: Path, jobs: JobRegistry, joined: Joined = NOTHING_JOINED) -> None:
+        """Use the CRIU at this path, file what is restored in this registry, and give it what is joined."""
         self._criu = criu
         self._jobs = jobs
+        self._joined = joined
 
     def pace(self) -> ByteCount:
         """How many bytes of images this host restores in a second, by its last large restore."""
@@ -96,6 +98,7 @@ class CriuRestorer:
             held=held,
             networks=networks,
             pages_from=pages_from,
+            joined=self._joined,
         )
         return CriuRestoreSession(self._criu, self._jobs, operation, place)
 

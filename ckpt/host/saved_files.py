@@ -1,8 +1,9 @@
 """Files that the user wants kept with the memory: copied while the workload stands still.
 
 Rules:
-- Whatever can refuse is asked before the freeze: the paths, and the space for copies. Under it only what must be
-  is done: a clone where the file system can, else a copy of what is not a hole.
+- Whatever can refuse is asked before the freeze: the paths, and the space for copies. What does not seem to change
+  is copied then, too (saved_files_early.py), and a log is read after it (saved_files_appended.py). Under it only what
+  must be is done: a clone where the file system can, else a copy of what is not a hole.
 - Clones of files on another file system than the staging area's lie at the top of its mount, in a directory that
   the journal names before it is made.
 - Several names of one file are copied once, and their contents have one name in the checkpoint: that is how a
@@ -14,13 +15,12 @@ Source: ioctl_ficlone(2).
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import secrets
 import shutil
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
 
 from ckpt.errors import NoSpace, OsRefused
 from ckpt.host import sparse_copy
@@ -30,24 +30,28 @@ from ckpt.host.inodes.ledger import TEMPORARY_PREFIX
 from ckpt.host.inspection import syscalls
 from ckpt.host.mounts import mounts_of
 from ckpt.host.operations import JournaledOperation
+from ckpt.host.saved_files_appended import AppendedFiles
+from ckpt.host.saved_files_early import EarlyCopies
 from ckpt.host.saved_files_found import Found, FoundFile, check_paths, find_files, name_some
-from ckpt.model.checkpoint import ExtendedAttribute, SavedFile, StoredFile
-from ckpt.units import ByteCount, Digest, Nanoseconds
+from ckpt.host.saved_files_record import READ, content_name, saved_file, version_of
+from ckpt.model.checkpoint import ExtendedAttribute, SavedFile
 
-_NOT_STORED_YET: Final = Digest("00" * 32)
-# O_NONBLOCK: where the workload, which stands still, holds a lease, opening fails and does not wait for it.
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME | os.O_CLOEXEC
+_Copy = tuple[FoundFile, tuple[ExtendedAttribute, ...], str]
+"""A file, its own attributes, and the path of its copy: what is said of it in the checkpoint is made after the thaw."""
 
 
 class HostFileSaver:
     """Keeps files of this host. Fits the port `FileSaver`."""
 
-    def select(self, paths: tuple[str, ...], operation: object) -> FileSelection:
+    def select(
+        self, paths: tuple[str, ...], operation: object, *, appended: tuple[str, ...] = ()
+    ) -> FileSelection:
         """Check the named paths, and prepare to copy what they stand for.
 
         Args:
             paths: Of files and directories, as the user named them; none for nothing.
             operation: One that JournaledOperations began (an `object`, as a port's adapter must take any).
+            appended: Files that only ever grow: they are read after the thaw. A missing one is none.
 
         Raises:
             Usage: a path cannot be kept.
@@ -56,7 +60,11 @@ class HostFileSaver:
         """
         if not isinstance(operation, JournaledOperation):
             raise TypeError(operation)
-        selection = FileSelection(check_paths(paths, operation.kept("")) if paths else (), operation)
+        selection = FileSelection(
+            check_paths(paths, operation.kept("")) if paths else (),
+            AppendedFiles(appended, operation.kept("")),
+            operation,
+        )
         try:
             selection.prepare()
         except BaseException:
@@ -68,19 +76,29 @@ class HostFileSaver:
 class FileSelection:
     """Files that are to be kept, and their copies once they are taken. Fits the port `FileSelection`."""
 
-    def __init__(self, paths: tuple[str, ...], operation: JournaledOperation) -> None:
+    def __init__(
+        self, paths: tuple[str, ...], appended: AppendedFiles, operation: JournaledOperation
+    ) -> None:
         self._paths = paths
+        self._appended = appended
+        self._early = EarlyCopies()
         self._operation = operation
         self._places: dict[int, str] = {}
         self._made: list[str] = []
-        self._copies: list[tuple[SavedFile, str]] = []
+        self._copies: list[_Copy] = []
         self._directories: tuple[str, ...] = ()
         self._warnings: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[tuple[SavedFile, str], ...]:
         """What was taken, each file with the path of its copy; the root of its content is not known yet."""
-        return tuple(self._copies)
+        names: dict[str, str] = {}
+        for file, _, copy in self._copies:
+            names.setdefault(copy, content_name(file.path))
+        return tuple(
+            (saved_file(file, names[copy], attributes, size=file.status.st_size), copy)
+            for file, attributes, copy in self._copies
+        )
 
     @property
     def directories(self) -> tuple[str, ...]:
@@ -92,8 +110,21 @@ class FileSelection:
         """What the user should know of it, in sentences."""
         return self._warnings
 
+    def appended(self) -> Iterator[tuple[SavedFile, Callable[[int], bytes]]]:
+        """Each file that only grows, with a reader of its content up to where it ended at take(); after the thaw.
+
+        Raises:
+            OsRefused: one cannot be read.
+        """
+        return self._appended.read()
+
+    @property
+    def late_warnings(self) -> tuple[str, ...]:
+        """What the user should know of the files that appended() gave, in sentences."""
+        return self._appended.warnings
+
     def prepare(self) -> None:
-        """Find out where files can be cloned, and whether there is space for those that cannot.
+        """Find out where files can be cloned, whether there is space for those that cannot; copy what seems to rest.
 
         Raises:
             NoSpace, OsRefused, Usage: as HostFileSaver.select() says.
@@ -110,6 +141,9 @@ class FileSelection:
         space = os.statvfs(self._operation.staging)
         if needed > space.f_bavail * space.f_frsize:
             raise self._no_space(needed)
+        self._early.make(
+            (file for file in found.files if file.path not in self._appended.paths), self._places
+        )
 
     def take(self) -> None:
         """Copy the files as they are now, in the `stopped` call.
@@ -119,9 +153,16 @@ class FileSelection:
             OsRefused: something of it cannot be read.
             Usage: there are too many files by now.
         """
+        self._appended.note_ends()
         found = find_files(self._paths)
         taken = _Taken()
         for file in found.files:
+            if file.path in self._appended.paths:
+                continue
+            early = self._early.of(file.status)
+            if early is not None:  # it need not even be opened
+                taken.copies.append((file, early.attributes, early.path))
+                continue
             try:
                 self._take(file, taken)
             except OSError as error:
@@ -132,6 +173,7 @@ class FileSelection:
 
     def drop(self) -> None:
         """Remove the copies; safe to repeat."""
+        self._appended.drop()
         for directory in list(self._made):
             self._remove(directory)
 
@@ -161,7 +203,7 @@ class FileSelection:
 
     def _take(self, file: FoundFile, taken: _Taken) -> None:
         try:
-            source = os.open(file.path, _READ)
+            source = os.open(file.path, READ)
         except FileNotFoundError:
             taken.changed.append(file.path)
             return
@@ -169,17 +211,16 @@ class FileSelection:
             status = os.fstat(source)
             key = (status.st_dev, status.st_ino)
             if key not in taken.copy_of:
-                name = f"saved-{hashlib.sha256(os.fsencode(file.path)).hexdigest()[:32]}"
-                copy = f"{self._places.get(status.st_dev, self._operation.staging)}/{name}"
+                place = self._places.get(status.st_dev, self._operation.staging)
+                copy = f"{place}/{content_name(file.path)}"
                 sparse_copy.copy_frozen(source, status.st_size, copy)
                 taken.copy_of[key] = copy
             attributes = attributes_of(source)
         finally:
             os.close(source)
-        copy, seen = taken.copy_of[key], FoundFile(path=file.path, status=status)
+        seen = FoundFile(path=file.path, status=status)
         taken.seen.append(seen)
-        saved = saved_file(seen, os.path.basename(copy), attributes, size=status.st_size)
-        taken.copies.append((saved, copy))
+        taken.copies.append((seen, attributes, taken.copy_of[key]))
 
     def _refused(self, file: FoundFile, error: OSError) -> NoSpace | OsRefused:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -196,37 +237,11 @@ class FileSelection:
         )
 
 
-def saved_file(
-    file: FoundFile,
-    name: str,
-    attributes: tuple[ExtendedAttribute, ...],
-    *,
-    size: int,
-    root: Digest = _NOT_STORED_YET,
-) -> SavedFile:
-    """What a checkpoint says of a file with these attributes, whose content has this name, size and root."""
-    status = file.status
-    return SavedFile(
-        path=file.path,
-        mode=status.st_mode,
-        uid=status.st_uid,
-        gid=status.st_gid,
-        mtime_ns=Nanoseconds(status.st_mtime_ns),
-        content=StoredFile(name=name, size_bytes=ByteCount(size), mode=status.st_mode & 0o7777, root=root),
-        attributes=attributes,
-    )
-
-
-def version_of(status: os.stat_result) -> tuple[int, ...]:
-    """What changes if the file does, or another one takes its place."""
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
 @dataclass(slots=True)
 class _Taken:
-    """What take() has done so far; `copy_of` goes from a file's device and number to its copy."""
+    """What take() has done so far; `copy_of` goes from a file's device and number to the path of its copy."""
 
-    copies: list[tuple[SavedFile, str]] = field(default_factory=list)
+    copies: list[_Copy] = field(default_factory=list)
     copy_of: dict[tuple[int, int], str] = field(default_factory=dict)
     seen: list[FoundFile] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
@@ -264,7 +279,7 @@ def _allocated(files: list[FoundFile]) -> int:
 
 def _can_clone(path: str, directory: str) -> bool:
     with suppress(OSError):
-        source = os.open(path, _READ)
+        source = os.open(path, READ)
         try:
             target = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:

@@ -3,19 +3,28 @@
 Rules:
 - They keep their paths below the directory that they are moved to, so that it alone tells how to move them back.
 - No file of another file system is moved, and none is written over.
+- They are kept for people. So that they do not pile up with each restore, those of the last ASIDES_KEPT restores are.
 - Only the standard library and small modules are imported: the guardian holds this module in its memory.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from typing import Final
 
 from ckpt.errors import OsRefused
 from ckpt.host.inodes.ledger import TEMPORARY_PREFIX
 from ckpt.host.inspection import syscalls
+from ckpt.host.saved_files_spared import is_store
+
+ASIDES_KEPT: Final = 3
+
+_MARK: Final = re.compile(r"[0-9a-f]{12}")
 
 
 def newer_files(directory: str, saved: Collection[str]) -> list[str]:
@@ -93,8 +102,25 @@ def move_back(directory: str, aside: str) -> int:
     return count
 
 
+def remove_older(aside: str) -> None:
+    """Remove what earlier restores moved aside from the same directory, but for the last ones; never fails."""
+    parent, name = os.path.split(aside)
+    prefix = name[: name.rindex("-") + 1]
+    with suppress(OSError), os.scandir(parent) as entries:
+        found = [
+            (status.st_ctime_ns, entry.path)
+            for entry in entries
+            if entry.name.startswith(prefix)
+            and _MARK.fullmatch(entry.name[len(prefix) :])
+            and stat.S_ISDIR((status := entry.stat(follow_symlinks=False)).st_mode)
+            and (status.st_uid, stat.S_IMODE(status.st_mode)) == (os.geteuid(), 0o700)
+        ]
+        for _, path in sorted(found, reverse=True)[ASIDES_KEPT:]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _below(directory: str) -> Iterator[tuple[str, os.stat_result]]:
-    """All that is below a directory, parents first; nothing of what ckpt made for a time, nor of other mounts."""
+    """All that is below a directory, parents first; nothing of what ckpt made, nor of other mounts."""
     waiting = [directory]
     while waiting:
         current = waiting.pop()
@@ -102,6 +128,8 @@ def _below(directory: str) -> Iterator[tuple[str, os.stat_result]]:
             with os.scandir(current) as scanned:
                 entries = sorted(scanned, key=lambda entry: entry.name)
         except FileNotFoundError:
+            continue
+        if is_store(entry.name for entry in entries):
             continue
         for entry in entries:
             if entry.name.startswith(TEMPORARY_PREFIX):

@@ -25,7 +25,14 @@ from ckpt.host.inodes.contents import Attributes, SavedContents
 from ckpt.host.inodes.ledger import Ledger, Made
 from ckpt.host.inodes.places import Refused, opened_place
 from ckpt.host.operations import JournaledOperation
-from ckpt.host.saved_files_aside import move_aside, move_back, newer_files, place_beside
+from ckpt.host.saved_files_aside import (
+    ASIDES_KEPT,
+    move_aside,
+    move_back,
+    newer_files,
+    place_beside,
+    remove_older,
+)
 from ckpt.host.saved_files_found import name_some
 from ckpt.host.saved_files_look import PERMISSIONS, Content, look
 from ckpt.model.checkpoint import SavedFile, StoredFile
@@ -78,6 +85,7 @@ class WrittenFiles:
         *,
         absent: Sequence[str] = (),
         made: Sequence[ShippedDirectory] = (),
+        job: str = "",
     ) -> None:
         """Let all saved files be as they were at the dump; call undo() if it fails.
 
@@ -87,6 +95,7 @@ class WrittenFiles:
             directories: Those that were saved whole.
             absent: Paths outside of them at which no file was: what is there now is moved aside, too.
             made: Directories that are made where they are missing, each after those that it is in.
+            job: What is restored: of ckpt's own files its logs alone are written.
 
         Raises:
             HostMismatch: files cannot be written; each is named with the reason, and nothing was changed.
@@ -96,11 +105,17 @@ class WrittenFiles:
         contents = [Content(file=file, copy=copy) for file, copy in files]
         # Where one name of a file is still there, the others become names of it again.
         contents.sort(key=lambda content: not os.path.lexists(content.file.path))
-        looked = look(ref, contents, directories, self._operation.kept(""), absent=absent, made=made)
+        own = self._operation.kept("")
+        looked = look(ref, contents, directories, own, absent=absent, made=made, job=job)
+        if looked.of_others:
+            self._warnings.append(
+                f"{len(looked.of_others)} log(s) of another job stay as they are: {name_some(sorted(looked.of_others))}"
+            )
+            contents = [content for content in contents if content.file.path not in looked.of_others]
         self._operation.await_guardian()
         self._operation.note_files(committed=False)
         for directory in directories:
-            self._move_newer_aside(directory, {content.file.path for content in contents})
+            self._move_newer_aside(directory, {content.file.path for content in contents} | looked.of_others)
         for directory, stray in looked.stray.items():
             self._move_aside(directory, stray)
         for top, path in looked.tops.items():
@@ -151,6 +166,8 @@ class WrittenFiles:
         """The restore is committed: remove what only undo() needed. Never fails."""
         self._contents.settle()
         self._links.settle()
+        for _, aside in self._aside:
+            remove_older(aside)
         self._aside.clear()
         self._tops.clear()
 
@@ -167,8 +184,8 @@ class WrittenFiles:
             self._aside.append((directory, aside))
             move_aside(directory, aside, newer)
         self._warnings.append(
-            f"{len(newer)} file(s) that were not there at the dump were moved from {directory} to {aside}: "
-            f"{name_some(newer)}"
+            f"{len(newer)} file(s) that were not there at the dump were moved from {directory} to {aside}, where "
+            f"those of the last {ASIDES_KEPT} restores stay: {name_some(newer)}"
         )
 
     def _write(self, content: Content, first: str | None) -> None:

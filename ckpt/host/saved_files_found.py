@@ -4,6 +4,7 @@ Rules:
 - Regular files only. No symbolic link is followed: the named path is resolved once, before anything else.
 - A directory stands for what is in it and below it on its own file system; another one that is mounted in it
   must be named by itself. What is not entered and not kept is told.
+- A store of checkpoints is not entered (saved_files_spared.py).
 - What ckpt itself makes beside files for a time (TEMPORARY_PREFIX) is nobody's file.
 """
 
@@ -18,9 +19,10 @@ from typing import Final
 
 from ckpt.errors import OsRefused, Usage
 from ckpt.host.inodes.ledger import TEMPORARY_PREFIX
-from ckpt.host.inodes.places import is_plain
+from ckpt.host.inodes.places import PATH_BYTES_MAX, is_plain
 from ckpt.host.inspection import syscalls
 from ckpt.host.mounts import KERNEL_FILESYSTEMS, mounts_of
+from ckpt.host.saved_files_spared import is_store
 
 FILES_MAX: Final = 100_000
 """How many files one checkpoint keeps: each takes about 250 bytes of its manifest, which has a bound."""
@@ -46,8 +48,9 @@ class FoundFile:
 class Found:
     """What was found below the named paths.
 
-    `walked` are the directories with what is in them, each after those that it is in, `gone` are named paths where nothing is, `others` what is neither a regular file nor a directory, and `mounted`
-    the directories of other file systems, which were not entered.
+    `walked` are the directories with what is in them, each after those that it is in, `gone` are named paths where
+    nothing is, `others` what is neither a regular file nor a directory, `mounted` the directories of other file
+    systems and `stores` those of checkpoints, which were not entered.
     """
 
     option: str
@@ -57,6 +60,7 @@ class Found:
     gone: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     mounted: list[str] = field(default_factory=list)
+    stores: list[str] = field(default_factory=list)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -65,6 +69,7 @@ class Found:
             (self.gone, "{count} named path(s) had gone when the workload stood still: {named}"),
             (self.others, "{count} link(s), socket(s) or FIFO(s) are not saved, only files are: {named}"),
             (self.mounted, "{count} other file system(s) are not saved, name them by themselves: {named}"),
+            (self.stores, "{count} store(s) of checkpoints are not saved, nor touched by a restore: {named}"),
         )
         return tuple(
             sentence.format(count=len(paths), named=name_some(paths)) for paths, sentence in told if paths
@@ -149,9 +154,13 @@ def _checked(path: str, own: str, option: str) -> str:
         raise _refused(
             option, path, f"it is on {filesystem}, which the kernel makes up", "Name files of your own."
         )
-    if is_below(own, resolved):
+    if is_below(own, resolved) or is_below(resolved, own):
+        relation = f"ckpt's own {own} is in it" if is_below(own, resolved) else f"it is in ckpt's own {own}"
         raise _refused(
-            option, path, f"ckpt's own {own} is in it", "Name the directories that the workload writes to."
+            option,
+            path,
+            relation,
+            "Name the directories that the workload writes to, or set CKPT_STATE to a directory elsewhere.",
         )
     if not is_plain(resolved):
         raise _refused(option, path, "its path is too long", "Name a shorter one.")
@@ -163,10 +172,14 @@ def _walk(top: str, at_top: os.stat_result, found: Found) -> None:
     waiting = [FoundFile(path=top, status=at_top)]
     while waiting:
         directory = waiting.pop()
+        entries = _entries(directory.path)
+        if is_store(entry.name for entry in entries):
+            found.stores.append(directory.path)
+            continue
         _count_one(found)
         found.walked.append(directory)
         below = []
-        for path, status in _entries(directory.path):
+        for path, status in _statuses(entries):
             if not stat.S_ISDIR(status.st_mode):
                 _sort_in(path, status, found)
             elif status.st_dev != at_top.st_dev:
@@ -176,14 +189,17 @@ def _walk(top: str, at_top: os.stat_result, found: Found) -> None:
         waiting += reversed(below)
 
 
-def _entries(directory: str) -> Iterator[tuple[str, os.stat_result]]:
+def _entries(directory: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as scanned:
-            entries = sorted(scanned, key=lambda entry: entry.name)
+            return sorted(scanned, key=lambda entry: entry.name)
     except FileNotFoundError:
-        return
+        return []
     except OSError as error:
         raise _unreadable(directory, error) from error
+
+
+def _statuses(entries: list[os.DirEntry[str]]) -> Iterator[tuple[str, os.stat_result]]:
     for entry in entries:
         if not entry.name.startswith(TEMPORARY_PREFIX):
             # It may have been removed since, by somebody else: then it is not there.
@@ -192,7 +208,8 @@ def _entries(directory: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _sort_in(path: str, status: os.stat_result, found: Found) -> None:
-    if not stat.S_ISREG(status.st_mode) or not is_plain(path):
+    # The directories above were checked, and no name has more than its own letters in it.
+    if not stat.S_ISREG(status.st_mode) or len(os.fsencode(path)) >= PATH_BYTES_MAX:
         found.others.append(path)
         return
     _count_one(found)

@@ -1,6 +1,9 @@
 """Can saved files be written back? Everything that may refuse is asked of every file before anything is changed.
 
-Rule: what is as it was saved is left alone, so that a program may go on running that somebody else runs, too.
+Rules:
+- What is as it was saved is left alone, so that a program may go on running that somebody else runs, too.
+- A checkpoint may lie: in ckpt's own directory nothing is written, made or moved but the files of the restored job
+  itself that go with its memory (saved_files_appended.py). Those of another job stay as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from ckpt.errors import HostMismatch, NoSpace
 from ckpt.host.inodes import calls, copying
 from ckpt.host.inodes.attributes import attributes_of
 from ckpt.host.inodes.places import Place, Refused, is_plain, is_written_elsewhere, opened_place
+from ckpt.host.saved_files_appended import job_of_own_file
 from ckpt.host.saved_files_found import is_below
 from ckpt.model.checkpoint import SavedFile
 from ckpt.model.shipping import ShippedDirectory
@@ -36,13 +40,15 @@ class Content:
 
 @dataclass(slots=True)
 class Looked:
-    """What was found out.
+    """What was found out; `own` is ckpt's own directory, and `job` what is restored.
 
-    `unchanged` are the paths where nothing is to be done, `tops` the topmost missing directories, each with what
-    it is made for, and `stray` the files
-    that may not be found, by their directories.
+    `of_others` are the logs of other jobs, and `unchanged` are the paths where nothing is to be done, `tops` the topmost missing directories, each with what
+    it is made for, and `stray` the files that may not be found, by their directories.
     """
 
+    own: str
+    job: str
+    of_others: set[str] = field(default_factory=set)
     reasons: list[str] = field(default_factory=list)
     unchanged: set[str] = field(default_factory=set)
     tops: dict[str, str] = field(default_factory=dict)
@@ -60,6 +66,7 @@ def look(
     *,
     absent: Sequence[str] = (),
     made: Sequence[ShippedDirectory] = (),
+    job: str = "",
 ) -> Looked:
     """Find out whether everything can be done.
 
@@ -70,15 +77,16 @@ def look(
         own: ckpt's own directory, where nobody's files are.
         absent: Paths at which no file may be found, outside those directories.
         made: Directories that will be made where they are missing.
+        job: What is restored.
 
     Raises:
         HostMismatch: files cannot be written; each is named with the reason.
         NoSpace: a file system has too little space for the new contents and the former ones beside them.
     """
-    looked = Looked()
+    looked = Looked(own=os.path.realpath(own), job=job)
     for directory in directories:
         try:
-            _look_at_directory(directory, os.path.realpath(own))
+            _look_at_directory(directory, looked)
         except Refused as refused:
             looked.reasons.append(f"{directory}: {refused}")
         except OSError as error:
@@ -99,7 +107,7 @@ def look(
             looked.reasons.append(f"{each.path}: {error.strerror or error}")
     for path in absent:
         try:
-            if _is_stray(path):
+            if _is_stray(path, looked):
                 looked.stray.setdefault(os.path.dirname(path), []).append(path)
         except Refused as refused:
             looked.reasons.append(f"{path}: {refused}")
@@ -115,9 +123,10 @@ def look(
     return looked
 
 
-def _look_at_directory(directory: str, own: str) -> None:
-    if not is_plain(directory) or is_below(own, directory):
+def _look_at_directory(directory: str, looked: Looked) -> None:
+    if not is_plain(directory) or is_below(looked.own, directory):
         raise Refused("it is no directory that files are saved from")
+    _refuse_own(directory, looked)
     try:
         os.close(calls.open_without_links(directory, os.O_RDONLY | os.O_DIRECTORY))
     except FileNotFoundError:
@@ -125,6 +134,7 @@ def _look_at_directory(directory: str, own: str) -> None:
 
 
 def _look_at_made(path: str, looked: Looked) -> None:
+    _refuse_own(path, looked)
     if os.path.lexists(path):
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise Refused("something that is no directory is in the way")
@@ -134,6 +144,12 @@ def _look_at_made(path: str, looked: Looked) -> None:
 
 def _look_at(content: Content, looked: Looked) -> None:
     path = content.file.path
+    if owner := job_of_own_file(path, looked.own):
+        if owner != looked.job:
+            looked.of_others.add(path)
+            return
+    else:
+        _refuse_own(path, looked)
     top = _missing_top(path)
     with opened_place(top or path) as place:
         exists = not top and place.exists()
@@ -148,11 +164,23 @@ def _look_at(content: Content, looked: Looked) -> None:
         if top:
             looked.tops.setdefault(top, path)
         elif exists:
-            with place.opened(os.O_RDWR) as target:
-                needed += copying.needed_bytes(target)
+            needed = _needed_to_replace(content, place)
         device = os.fstat(place.directory).st_dev
         looked.needed[device] = looked.needed.get(device, 0) + needed
         looked.directories[device] = place.directory_path
+
+
+def _needed_to_replace(content: Content, place: Place) -> int:
+    """What the new content and the former one take together, in bytes: of a file that has only grown what came new."""
+    with place.opened(os.O_RDWR) as target, open(content.copy, "rb") as source:
+        if copying.begins_with(target, source.fileno()):
+            return os.fstat(target).st_size - content.file.content.size_bytes
+        return copying.needed_bytes(source.fileno()) + copying.needed_bytes(target)
+
+
+def _refuse_own(path: str, looked: Looked) -> None:
+    if is_below(path, looked.own):
+        raise Refused(f"it is in ckpt's own {looked.own}")
 
 
 def _is_as_saved(content: Content, place: Place) -> bool:
@@ -181,12 +209,13 @@ def _is_as_saved(content: Content, place: Place) -> bool:
     return False
 
 
-def _is_stray(path: str) -> bool:
+def _is_stray(path: str, looked: Looked) -> bool:
     """Whether there is a file that must be moved aside.
 
     Raises:
         Refused: somebody else writes to it.
     """
+    _refuse_own(path, looked)
     if _missing_top(path):
         return False
     with opened_place(path) as place:

@@ -22,6 +22,7 @@ and hears:
                                             private bind of "/" there, in a mount namespace of its own
   {"op": "terminal", "log": PATH} + the master of a pseudo-terminal
                                             keep it, and append to the log what is written to the terminal
+                                            (under a lock on the log: see `_copy`)
   {"op": "kill", "pid": PID}                end a spawned process and all that it started
   {"op": "commit", "main": PID}             this is the main process; let the job live
 
@@ -62,6 +63,9 @@ _CREDENTIALS = struct.Struct("iii")
 _DEVPTS_OPTIONS = "mode=620,gid=5,ptmxmode=666"
 """As Debian mounts it; 5 is the group tty, fixed in base-passwd."""
 
+_TIOCGPTPEER = 0x5441
+"""Gives a descriptor of the slave; asm-generic/ioctls.h, ioctl_tty(2)."""
+
 _MOUNT_DEVPTS_FLAGS = linux.MS_NOSUID | linux.MS_NOEXEC
 _MOUNT_PROC_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
@@ -84,6 +88,8 @@ class Configuration(TypedDict):
     first_pid: for a restore with `init`: the first pid that CRIU itself takes inside, clear of the recorded
         ones; 0 leaves it to the kernel.
     hidden_mounts: where mounts of the host are that are not the job's to see, the newest first.
+    terminal: whether the main process leads a session of its own, controlled by the terminal that is its first
+        descriptor.
     network: the inherited descriptor of the network namespace that the job lives in; -1 leaves it in the host's.
     """
 
@@ -98,6 +104,7 @@ class Configuration(TypedDict):
     umask: int
     environment: dict[str, str]
     stdio: list[Stdio]
+    terminal: bool
     hidden_mounts: list[str]
     network: int
 
@@ -146,6 +153,7 @@ class Shim:
         self._committed = False
         self._spawned: set[int] = set()
         self._statuses: dict[int, int] = {}
+        self._terminals: dict[int, str] = {}
         self._main = 0
         self._holder = 0
         self._hold_pipe = -1
@@ -225,13 +233,11 @@ class Shim:
                         with contextlib.suppress(BlockingIOError):
                             self._wakeup.recv(4096)
                     elif key.fileobj is not self._control:
-                        self._copy(key.fd, key.data)
+                        self._copy(key.fd)
                     elif not self._hear():
                         selector.unregister(key.fileobj)
                         self._leave_starter()
-            for key in list(selector.get_map().values()):
-                while key.data and self._copy(key.fd, key.data):
-                    pass
+            self._copy_all()
 
     def _reap(self) -> bool:
         """Take every ended child; false when no child is left, neither ended nor running."""
@@ -248,6 +254,8 @@ class Shim:
             elif not self._committed:
                 self._statuses[pid] = status
             elif pid == self._main:
+                # Whoever sees the end may rely on the log as well.
+                self._copy_all()
                 write_exit(self._configuration["exit_path"], pid, status)
 
     def _hear(self) -> bool:
@@ -286,22 +294,43 @@ class Shim:
 
     def _keep_terminal(self, master: int, log: str) -> None:
         os.set_blocking(master, False)
-        self._selector.register(master, selectors.EVENT_READ, data=log)
+        # Held until we end: a job that has closed the terminal may open it again as /dev/tty, and a master that is
+        # closed before would hang up its session.
+        fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        self._terminals[master] = log
+        self._selector.register(master, selectors.EVENT_READ)
 
-    def _copy(self, master: int, log: str) -> bool:
-        """Append to the log what waits at the master; false if nothing does, or the last slave is closed."""
+    def _copy_all(self) -> None:
+        for master in list(self._terminals):
+            while self._copy(master):
+                pass
+
+    def _copy(self, master: int) -> bool:
+        """Append to the log what waits at the master; false if nothing does, or the terminal is over.
+
+        The log is locked before anything is taken: whoever finds nothing at the master while the log is not locked
+        knows that all is in the log.
+        """
         try:
+            fd = os.open(
+                self._terminals[master], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640
+            )
+        except OSError:  # its place was removed: there is no log any more, and the job must not wait for us
+            fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
             text = os.read(master, 64 * 1024)
+            # A log that cannot be written costs the output, and not the job.
+            with contextlib.suppress(OSError):
+                while text:
+                    text = text[os.write(fd, text) :]
         except BlockingIOError:
             return False
-        except OSError:
-            # EIO: every slave is closed. The job may open none again: it has this terminal by inheritance.
+        except OSError:  # EIO: hung up
             self._selector.unregister(master)
+            del self._terminals[master]
             os.close(master)
             return False
-        fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            os.write(fd, text)
         finally:
             os.close(fd)
         return True
@@ -495,7 +524,9 @@ def _init_argv(configuration: Configuration, report: socket.socket) -> tuple[lis
     os.umask(configuration["umask"])
     _set_stdio(configuration["stdio"])
     report.set_inheritable(True)
-    argv = [configuration["init"], "--report", str(report.fileno()), "--", *configuration["argv"]]
+    terminal = ["--terminal"] if configuration["terminal"] else []
+    options = ["--report", str(report.fileno()), *terminal]
+    argv = [configuration["init"], *options, "--", *configuration["argv"]]
     return argv, configuration["environment"]
 
 
@@ -550,7 +581,7 @@ def _set_stdio(stdio: list[Stdio]) -> None:
     """
     opened = []
     for wanted in stdio:
-        path, flags = wanted["path"], wanted["flags"]
+        path, flags, position = wanted["path"], wanted["flags"], 0
         if not path:
             target = os.readlink(f"/proc/self/fd/{wanted['fd']}")
             if not target.startswith("/") or os.isatty(wanted["fd"]):
@@ -559,8 +590,12 @@ def _set_stdio(stdio: list[Stdio]) -> None:
             with open(f"/proc/self/fdinfo/{wanted['fd']}", encoding="ascii") as stream:
                 fields = dict(line.split(":", 1) for line in stream)
             path, flags = target, int(fields["flags"], 8) & (os.O_ACCMODE | os.O_APPEND)
+            position = int(fields["pos"])
         with _stage(f"open {path}"):
             opened.append(os.open(path, flags | os.O_NOCTTY, 0o640))
+        if position:
+            with _stage(f"find the place in {path}"):
+                os.lseek(opened[-1], position, os.SEEK_SET)
     # First out of the way, then into place: one of them may stand where another belongs.
     high = [_dup_above(fd, 10) for fd in opened]
     for number, fd in enumerate(high):

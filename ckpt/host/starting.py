@@ -2,7 +2,8 @@
 
 Rules:
 - What a start made is removed again if the start fails.
-- A job's standard input is /dev/null: it must be able to live on after the terminal is gone.
+- A job must be able to live on after the terminal is gone: its standard input is /dev/null, a file, a pipe, or a
+  terminal of its own whose master its shim has.
 - A job's output goes to files that are only appended to: CRIU lets these grow between dump and restore.
 """
 
@@ -17,20 +18,25 @@ from dataclasses import dataclass
 from typing import Final
 
 from ckpt.errors import FeatureMissing, OsRefused, WrongState
-from ckpt.host import cgroups, launch
-from ckpt.host.freezer_control import control_of
+from ckpt.host import cgroups, connection_locks, launch
+from ckpt.host.freezer_control import Control, control_of
+from ckpt.host.guard.memory import make_memory_cgroup
 from ckpt.host.jobs import JobRecord, JobRegistry, cgroup_name, remove_cgroups
 from ckpt.host.launch import JobSpec, StartedJob, Stdio
 from ckpt.host.network.building import build, host_link_of
+from ckpt.host.outside import JobTerminal
 from ckpt.host.process_table import ProcessRef, boot_id
 from ckpt.host.volumes import owning
 from ckpt.host.volumes.owning import WantedVolume
 from ckpt.model.network import Network
-from ckpt.units import JobName, Nanoseconds
+from ckpt.units import ByteCount, JobName, Nanoseconds
 
 LOG: Final = "log"
 ERRORS_LOG: Final = "log.stderr"
 """In a job's directory, beside LOG, where its standard error is kept apart."""
+
+STDIN_POSITION: Final = "stdin.position"
+"""In a job's directory: how many bytes of its standard input, a pipe of ours, it has read."""
 
 _PROCS: Final = "cgroup.procs"
 
@@ -39,7 +45,8 @@ _PROCS: Final = "cgroup.procs"
 class Command:
     """What to start: `log` "" means files in the job's directory, with stderr in its own if `apart`.
 
-    `network` None leaves the job in the host's.
+    `network` None leaves the job in the host's. With a `terminal` that is all its standard streams.
+    `group` is that of the job, or "". `memory_max` limits its memory. `feeder` writes into the pipe that is its `stdin`.
     """
 
     name: JobName
@@ -51,6 +58,11 @@ class Command:
     apart: bool
     volumes: tuple[WantedVolume, ...] = ()
     network: Network | None = None
+    stdin: Stdio = Stdio(path=os.devnull)
+    terminal: JobTerminal | None = None
+    group: str = ""
+    memory_max: ByteCount | None = None
+    feeder: ProcessRef | None = None
 
 
 def start(registry: JobRegistry, command: Command) -> JobRecord:
@@ -74,11 +86,15 @@ def start(registry: JobRegistry, command: Command) -> JobRecord:
         stdout, stderr = _logs(command, directory)
         cgroup = _own_cgroup(cgroup_name(command.name))
         undo.callback(cgroups.remove, cgroup)
+        places = _with_limit(command, cgroup)
+        undo.callback(lambda: [cgroups.remove(each) for each in places])
         network = _network(registry, command, held)
         saved: list[JobRecord] = []
 
+        connection_locks.release(registry.find(command.name))
+
         def register(started: StartedJob) -> None:
-            saved.append(_record(command, started, cgroup, stdout))
+            saved.append(_record(command, started, places, stdout))
             registry.save(saved[0])
 
         spec = JobSpec(
@@ -87,12 +103,15 @@ def start(registry: JobRegistry, command: Command) -> JobRecord:
             cwd=command.cwd,
             environment=command.environment,
             exit_path=registry.exit_path(command.name),
-            cgroup_procs=(f"{cgroup}/{_PROCS}",),
+            cgroup_procs=tuple(f"{each}/{_PROCS}" for each in places),
             umask=command.umask,
+            stdin=command.stdin,
             stdout=Stdio.log(stdout),
             stderr=Stdio.log(stderr),
             hidden_mounts=hidden,
             network=network,
+            terminal=command.terminal,
+            terminal_log=stdout,
         )
         launch.start_job(spec, register=register)
         undo.pop_all()
@@ -121,12 +140,25 @@ def stop(registry: JobRegistry, name: JobName, grace_s: float) -> bool:
             remedy=f"It was moved to {host}." if host else "'ckpt ps' shows the state of all jobs.",
         )
     record = view.record
+    ended = launch.stop(record.root, grace_s=grace_s, kill=_control(record).kill)
+    remove_cgroups(record)
+    return ended
+
+
+def kill(record: JobRecord) -> None:
+    """Kill everything of the job that runs; its cgroups stay.
+
+    Raises:
+        OsRefused: a task cannot be killed.
+    """
+    _control(record).kill()
+
+
+def _control(record: JobRecord) -> Control:
     control = control_of(record.cgroup)
     if control is None:
         raise OsRefused(operation="end", subject=record.cgroup, reason="it has no freezer, or is gone")
-    ended = launch.stop(record.root, grace_s=grace_s, kill=control.kill)
-    remove_cgroups(record)
-    return ended
+    return control
 
 
 def _network(registry: JobRegistry, command: Command, held: contextlib.ExitStack) -> int:
@@ -141,6 +173,8 @@ def _network(registry: JobRegistry, command: Command, held: contextlib.ExitStack
 
 def _logs(command: Command, directory: str) -> tuple[str, str]:
     """The files for stdout and stderr; those in the job's directory begin anew."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{directory}/{STDIN_POSITION}")
     if command.log:
         path = os.path.abspath(command.log)
         try:
@@ -183,7 +217,15 @@ def _own_cgroup(name: str) -> str:
     return cgroup
 
 
-def _record(command: Command, started: StartedJob, cgroup: str, log: str) -> JobRecord:
+def _with_limit(command: Command, cgroup: str) -> tuple[str, ...]:
+    """The job's cgroup, and the one that limits its memory, where that is wanted and is another."""
+    if command.memory_max is None:
+        return (cgroup,)
+    limited = make_memory_cgroup(cgroup_name(command.name), command.memory_max)
+    return tuple(dict.fromkeys((cgroup, limited)))
+
+
+def _record(command: Command, started: StartedJob, places: tuple[str, ...], log: str) -> JobRecord:
     process: ProcessRef = started.command or started.root
     return JobRecord(
         name=command.name,
@@ -191,9 +233,12 @@ def _record(command: Command, started: StartedJob, cgroup: str, log: str) -> Job
         cwd=command.cwd,
         created=Nanoseconds(time.time_ns()),
         boot_id=boot_id(),
-        cgroups=(cgroup,),
+        cgroups=places,
         root=started.root,
         command=process,
         shim=started.shim,
         log=log,
+        group=command.group,
+        feeder=command.feeder,
+        started_as=command.argv,
     )

@@ -194,6 +194,18 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupInstant:
+    """Which instant of a group a checkpoint is of: the jobs `members`, in alphabetical order, stood still together then.
+
+    `name` is the group's, `instant` 16 random hexadecimal digits.
+    """
+
+    name: JobName
+    instant: str
+    members: tuple[JobName, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """One instant of a workload: image sets, clocks, inodes and host facts.
 
@@ -201,6 +213,7 @@ class Checkpoint:
     `frozen_ns` is from the freeze of the first task to the thaw of the last. `saved_directories` are those whose
     files were all saved: what else is in them at a restore was not there. `settings` are of the living processes, each
     at most once. `networks` are those of the workload's own that a restore makes again, one for each namespace.
+    `group` is the instant that it shares with those of other jobs.
     """
 
     job: JobName | None
@@ -223,6 +236,7 @@ class Checkpoint:
     volumes: tuple[Volume, ...]
     settings: tuple[ProcessSettings, ...]
     networks: tuple[Network, ...]
+    group: GroupInstant | None = None
 
     @property
     def image_bytes(self) -> ByteCount:

@@ -6,6 +6,8 @@ Rules:
   borg what one rule keeps does not count for the next; then a more generous policy could keep less.)
 * Hours, days and ISO weeks are those of UTC. The newest of each is kept, and one without a checkpoint does not
   count: after a pause of a year, the last seven days that have any are still there.
+* An instant of a group is kept as a whole if any checkpoint of it is, and the newest complete one of each group is
+  always kept.
 * A tagged checkpoint is always kept and does not count: to pin one never costs another, and `keep_last` of N
   leaves the N newest of what is not pinned.
 * Nothing is kept for being the oldest, as restic and borg do while a rule is not used up: a checkpoint may be as
@@ -23,6 +25,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from ckpt.errors import Usage
+from ckpt.model.group import needed_by_instants
 from ckpt.model.reports import StoredCheckpoint
 from ckpt.units import SECOND, CheckpointId, JobName, Nanoseconds
 
@@ -81,6 +84,9 @@ def decide(checkpoints: Iterable[StoredCheckpoint], policy: RetentionPolicy) -> 
         for (rule, form), number in zip(_PERIODS, numbers, strict=True):
             for period, stored in _newest_of_periods(group, form)[:number]:
                 reasons[stored.id].append(f"{rule} {period}")
+    kept = [checkpoint for checkpoint, why in reasons.items() if why]
+    for checkpoint, why_too in needed_by_instants(newest_first, kept).items():
+        reasons[checkpoint].append(why_too)
     return tuple(
         Decision(checkpoint=stored, reasons=tuple(reasons[stored.id])) for stored in reversed(newest_first)
     )

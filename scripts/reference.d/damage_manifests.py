@@ -103,6 +103,9 @@ def _written(base: Base, sets: Sets) -> None:
     def kept(field: str, key: str, content: object) -> Callable[[Document], object]:
         return lambda document: document["value"][field][0].__setitem__(key, content)
 
+    def group(**changed: object) -> dict[str, object]:
+        return {"name": "shop", "instant": "0123456789abcdef", "members": ["web"]} | changed
+
     def cgroup(key: str, content: object) -> Callable[[Document], object]:
         return lambda document: document["value"]["workload"]["cgroups"][0].__setitem__(key, content)
 
@@ -161,9 +164,10 @@ def _written(base: Base, sets: Sets) -> None:
         "lying-count",
         "a list that claims four thousand million items",
         lambda document: (
-            packed(document | {"value": document["value"] | {"networks": []}})[:-1] + b"\xdd\xff\xff\xff\xff"
+            packed(document | {"value": document["value"] | {"group": group(members=[])}})[:-1]
+            + b"\xdd\xff\xff\xff\xff"
         ),
-        "networks: a list of 4294967295 items",
+        "group.members: a list of 4294967295 items",
     )
     add(
         "name-climbs",
@@ -279,6 +283,24 @@ def _written(base: Base, sets: Sets) -> None:
         "two networks of one namespace",
         lambda document: document["value"].update(networks=2 * document["value"]["networks"]),
         "networks[1].namespace: ",
+    )
+    add(
+        "group-of-others",
+        "a checkpoint of a group that its job is not in",
+        value("group", group(members=["db"])),
+        "group.members: web is none of them",
+    )
+    add(
+        "group-climbs",
+        "a member that is no name",
+        value("group", group(members=["../../web", "web"])),
+        "group.members[0]: '../../web' is no name",
+    )
+    add(
+        "group-of-no-instant",
+        "an instant that is a path",
+        value("group", group(instant="../../jobs/web00")),
+        "group.instant: '../../jobs/web00' is not 8 bytes",
     )
     add("cgroup-climbs", "a cgroup outside", cgroup("path", "/a/../.."), "cgroups[0].path: '/a/../..' is not")
     add(

@@ -28,14 +28,14 @@ from ckpt.codec.objects import CONFIG, MANIFEST, checkpoint_id, digest_of
 from ckpt.codec.records import StoreConfig
 from ckpt.host.criu.addresses import page_addresses
 from ckpt.host.criu.locate import find_criu
-from ckpt.model.checkpoint import Checkpoint
+from ckpt.model.checkpoint import Checkpoint, GroupInstant
 from ckpt.store.compress import to_object
 from ckpt.store.sealing import SigningKey, wrap
 from ckpt.store.signing import make_signature
 from ckpt.store.store import Store
 from ckpt.store.upgrading import encryption_of
 from ckpt.store.writer import Writer
-from ckpt.units import CHUNK_BYTES, SECOND, CheckpointId, Nanoseconds, Pid, Tag
+from ckpt.units import CHUNK_BYTES, SECOND, CheckpointId, JobName, Nanoseconds, Pid, Tag
 
 SEED = hashlib.sha256(b"images: the key that signs").digest()
 MASTER = hashlib.sha256(b"images: the master key").digest()
@@ -45,6 +45,10 @@ KDF_COST_LOG2 = 10  # the least: tests open the store often
 # It counts in memory, so that a second dump differs in a few pages.
 PROGRAM = "i=0; while :; do i=$((i+1)); done"
 
+
+GROUP = GroupInstant(
+    name=JobName("shop"), instant="0123456789abcdef", members=(JobName("db"), JobName("web"))
+)
 
 # A carried file of each checkpoint: a chunk of zeros, then something that no other file has.
 RING = {True: b"a ring buffer in /dev/shm", False: b"another one" * 500}
@@ -105,6 +109,7 @@ def write(store: Store, pid: int, images: Path, parent: CheckpointId | None) -> 
             carried=carried,
             saved=saved,
             volume=volume,
+            group=GROUP,
         )
         return commit(writer, dataclasses.replace(of_process(pid, newer), parent=parent))
 

@@ -56,10 +56,10 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("ckpt ")
 
 
-@pytest.mark.parametrize("later", ["guard"])
-def test_what_is_not_there_yet_is_no_command(later: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([later]) == 2
-    assert f"No such command '{later}'" in capsys.readouterr().err
+@pytest.mark.parametrize("unknown", ["guardian"])
+def test_what_is_not_there_is_no_command(unknown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([unknown]) == 2
+    assert f"No such command '{unknown}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -9,7 +9,7 @@ import pytest
 
 from ckpt.cli.main import main
 from ckpt.cli.parameters import duration, duration_above_zero, job_name, size, tag_name, target_ref
-from ckpt.cli.run import default_name
+from ckpt.cli.run_options import default_name
 from ckpt.codec.names import refuse_label
 from ckpt.errors import BadDuration, BadName
 from ckpt.model.workload import TargetKind
@@ -98,7 +98,9 @@ def test_a_default_name_is_a_name_and_never_twice_the_same(program: str) -> None
         ["restore", "x", "--count", "2", "--pids", "new", "--cgroup", "/x"],
         ["restore", "x", "--lazy", "--attach"],
         ["run"],
-        ["run", "--every", "5s", "--", "true"],
+        ["run", "--every", "5", "--", "true"],
+        ["run", "--keep", "2", "--", "true"],
+        ["run", "--resume", "--", "true"],
         ["rm"],
         ["tag", "x"],
         ["completion", "tcsh"],

@@ -13,6 +13,7 @@ from ckpt.model.checkpoint import (
     DumpOptions,
     DumpStatistics,
     ExtendedAttribute,
+    GroupInstant,
     HostFacts,
     ImageSet,
     SavedFile,
@@ -267,6 +268,7 @@ def a_checkpoint(
     message: str = "before the upgrade",
     saved: StoredFile | None = None,
     volume: StoredFile | None = None,
+    group: GroupInstant | None = None,
 ) -> Checkpoint:
     """A checkpoint of one tree with these image files."""
     return Checkpoint(
@@ -340,4 +342,5 @@ def a_checkpoint(
         ),
         settings=(SETTINGS,),
         networks=(NETWORK,),
+        group=group,
     )

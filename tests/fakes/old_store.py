@@ -64,7 +64,7 @@ def _write(backend: MemoryBackend, files: dict[str, bytes], created_ns: int) -> 
     same = {field.name: getattr(today, field.name) for field in fields(Checkpoint)}
     [images] = today.image_sets
     old = ChunkedImageSet(root=images.root, files=chunked, statistics=images.statistics)
-    for name in ("waits", "saved_files", "saved_directories", "volumes", "settings", "networks"):
+    for name in ("waits", "saved_files", "saved_directories", "volumes", "settings", "networks", "group"):
         del same[name]
     timers = tuple(timer_in_version_2(timer) for timer in today.timers)
     inodes = tuple(in_version_2(inode) for inode in today.inodes)

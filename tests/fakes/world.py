@@ -15,7 +15,7 @@ from fakes.checkpoints import INODE
 from fakes.values import CLOCKS, HOST, a_saved_file, a_tree, an_image_file
 
 from ckpt.codec.objects import ZERO_DIGEST
-from ckpt.errors import DumpFailed, Interrupted, NoSpace, ObjectMissing, RestoreFailed
+from ckpt.errors import DumpFailed, Interrupted, NoSpace, ObjectCorrupt, ObjectMissing, RestoreFailed
 from ckpt.model.checkpoint import (
     AddressRun,
     CarriedFile,
@@ -32,7 +32,7 @@ from ckpt.model.findings import Finding
 from ckpt.model.inodes import FileChange, InodeMethod, InodeOutcome, InodeRecord
 from ckpt.model.network import Network
 from ckpt.model.origin import Origin
-from ckpt.model.reports import StoredCheckpoint
+from ckpt.model.reports import Problem, StoredCheckpoint
 from ckpt.model.settings import ProcessSettings
 from ckpt.model.shipping import ShippedDirectory
 from ckpt.model.target import Target, TargetRef
@@ -71,6 +71,9 @@ class World:
     taken_pids: tuple[str, ...] = ()
     interrupted_late: bool = False
     roots_replaced: int = 0
+    moved_to: str = ""
+    damaged: set[CheckpointId] = field(default_factory=set)
+    without_receipt: set[CheckpointId] = field(default_factory=set)
     time: int = 0
 
     def step(self, name: str) -> None:
@@ -302,6 +305,9 @@ class FakeDumper:
     def networks(self, trees: tuple[Tree, ...]) -> tuple[Network, ...]:
         return ()
 
+    def connection_lock(self, images: str) -> str:
+        return f"lock of {images}"
+
     def carry(self, images: str, staging: str, view: FakeView) -> tuple[tuple[CarriedFile, str], ...]:
         assert self.world.frozen
         self.world.step("carry")
@@ -418,14 +424,21 @@ class FakeSelection:
     directories: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, world: World, paths: tuple[str, ...]) -> None:
+    late_warnings: tuple[str, ...] = ()
+
+    def __init__(self, world: World, paths: tuple[str, ...], logs: tuple[str, ...]) -> None:
         self.world = world
         self.paths = paths
+        self.logs = logs
 
     def take(self) -> None:
         self.world.step("take files")
         self.world.copies_of_files = True
         self.files = tuple((a_saved_file(path), f"/copy/of{path}") for path in self.paths)
+
+    def appended(self) -> Iterator[tuple[SavedFile, Callable[[int], bytes]]]:
+        for path in self.logs:
+            yield a_saved_file(path), bytes
 
     def drop(self) -> None:
         self.world.copies_of_files = False
@@ -435,9 +448,11 @@ class FakeSaver:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def select(self, paths: tuple[str, ...], operation: FakeOperation) -> FakeSelection:
+    def select(
+        self, paths: tuple[str, ...], operation: FakeOperation, *, appended: tuple[str, ...] = ()
+    ) -> FakeSelection:
         self.world.step("select files")
-        return FakeSelection(self.world, paths)
+        return FakeSelection(self.world, paths, appended)
 
 
 class FakeWrittenFiles:
@@ -454,6 +469,7 @@ class FakeWrittenFiles:
         *,
         absent: tuple[str, ...] = (),
         made: tuple[ShippedDirectory, ...] = (),
+        job: str = "",
     ) -> None:
         self.world.files_written = tuple(file.path for file, _ in files)
         self.world.step("write files")
@@ -566,6 +582,12 @@ class FakeWriter:
         self.world.step(f"store {path}")
         return an_image_file(name)
 
+    def add_stream(
+        self, read: Callable[[int], bytes], *, name: str, size_bytes: int, mode: int
+    ) -> StoredFile:
+        self.world.step(f"read {name} on")
+        return an_image_file(name)
+
     def commit(self, checkpoint: Checkpoint) -> CheckpointId:
         self.world.step("commit")
         number = CheckpointId(f"{len(self.world.manifests):064x}")
@@ -585,16 +607,36 @@ class FakeStore:
         yield FakeWriter(self.world)
 
     def resolve(self, ref: str) -> CheckpointId:
+        back: dict[JobName | None, int] = {}
         for number, checkpoint in reversed(self.world.manifests.items()):
-            if ref in {number, f"{checkpoint.job}@latest"}:
+            if "~" in ref and number in self.world.damaged & self.world.without_receipt:
+                raise _damaged(number)
+            at = back[checkpoint.job] = back.get(checkpoint.job, -1) + 1
+            if ref in {number, f"{checkpoint.job}~{at}", "" if at else f"{checkpoint.job}@latest"}:
                 return number
         raise ObjectMissing(place=self.place, kind="checkpoint", name=ref)
 
     def load(self, checkpoint: CheckpointId) -> StoredCheckpoint:
         self.world.step("load")
+        return self._stored(checkpoint)
+
+    def _stored(self, checkpoint: CheckpointId) -> StoredCheckpoint:
+        if checkpoint in self.world.damaged:
+            raise _damaged(checkpoint)
         return StoredCheckpoint(
             id=checkpoint, checkpoint=self.world.manifests[checkpoint], tags=(), stored_bytes=ByteCount(0)
         )
+
+    def list(self, on_problem: Callable[[Problem], None] | None = None) -> tuple[StoredCheckpoint, ...]:
+        found = []
+        for number in self.world.manifests:
+            try:
+                found.append(self._stored(number))
+            except ObjectCorrupt as error:
+                if on_problem is None:
+                    raise
+                on_problem(Problem(slug=error.slug, subject=number, message=error.message))
+        return tuple(found)
 
     def check_trust(self, checkpoint: CheckpointId) -> None:
         self.world.step("check trust")
@@ -617,9 +659,16 @@ class FakeStore:
         self.world.tags[tag] = checkpoint
 
 
+def _damaged(checkpoint: CheckpointId) -> ObjectCorrupt:
+    return ObjectCorrupt(kind="manifest", name=checkpoint, reason="a bit has flipped")
+
+
 class FakeJobs:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def mark_stopped(self, job: JobName, checkpoint: CheckpointId) -> None:
+    def moved_to(self, job: JobName) -> str:
+        return self.world.moved_to
+
+    def mark_stopped(self, job: JobName, checkpoint: CheckpointId, locks: tuple[str, ...] = ()) -> None:
         self.world.step("mark stopped")

@@ -57,6 +57,24 @@ sleep infinity &
 wait
 """
 
+# The same without an overlay: what the machine has on its disk is the host's own, as the same files.
+_INIT_AS_IS = """
+set -e
+mount --make-rprivate /
+umount -R -l /sys/fs/cgroup
+awk '$5 ~ "^/run/" { print $5 }' /proc/self/mountinfo | tac | while read -r place; do umount -l "$place"; done
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t proc proc /proc
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+mount -t tmpfs -o mode=755 tmpfs /run
+hostname "$1"
+ip link set lo up
+echo ready
+exec >/dev/null 2>&1
+sleep infinity &
+wait
+"""
+
 STATE, STORE = Path("/var/lib/ckpt"), Path("/var/lib/ckpt-store")
 """Where a host with places of its own has them: each sees its own there, as real hosts do."""
 
@@ -76,6 +94,7 @@ class Host:
         monotonic_s: int = 0,
         boottime_s: int = 0,
         own_places: bool = False,
+        own_root: bool = True,
         state_bytes: int = 0,
     ) -> None:
         """Bring it up.
@@ -88,6 +107,8 @@ class Host:
             boottime_s: The same for CLOCK_BOOTTIME.
             own_places: Whether it has a store and a state of its own, at STATE and STORE as every such host; else it
                 has the test's store, and a state in the test's folder.
+            own_root: Whether its root is an overlay over the machine's; else it is the machine's itself, as the same
+                files, but for what is in memory: /run and /dev/shm begin empty.
             state_bytes: The size of the file system of its own state, which is in memory; 0: it is on the disk.
         """
         self.name = name
@@ -104,7 +125,16 @@ class Host:
                 self._joined(
                     self.cgroup,
                     *("unshare", *_NAMESPACES, f"--monotonic={monotonic_s}", f"--boottime={boottime_s}"),
-                    *("--fork", "--kill-child", "/bin/sh", "-c", _INIT, "init", name, str(place)),
+                    *(
+                        "--fork",
+                        "--kill-child",
+                        "/bin/sh",
+                        "-c",
+                        _INIT if own_root else _INIT_AS_IS,
+                        "init",
+                        name,
+                        str(place),
+                    ),
                     # The checkout may lie where a host has a file system of its own.
                     *map(str, (traces.folder, CHECKOUT, *shared)),
                 ),

@@ -31,6 +31,7 @@ from ckpt.model.checkpoint import (
     CarriedFile,
     Checkpoint,
     ExtendedAttribute,
+    GroupInstant,
     ImageSet,
     SavedFile,
     StoredFile,
@@ -88,12 +89,19 @@ def values_of(type_: typing.Any) -> st.SearchStrategy[typing.Any]:
 
 
 def fitting(checkpoint: Checkpoint) -> Checkpoint:
-    """With as many image sets as trees, directories that are paths, and settings of distinct processes."""
+    """With as many image sets as trees, directories that are paths, settings of distinct processes, in its group."""
     count = min(len(checkpoint.image_sets), len(checkpoint.workload.trees))
     workload = dataclasses.replace(checkpoint.workload, trees=checkpoint.workload.trees[:count])
     directories = tuple(f"/{number}" for number, _ in enumerate(checkpoint.saved_directories))
+    group = checkpoint.group
+    if group is not None:
+        job = checkpoint.job or units.JobName("a")
+        members = tuple(sorted({*group.members, job}))
+        group = dataclasses.replace(group, members=members)
+        checkpoint = dataclasses.replace(checkpoint, job=job)
     return dataclasses.replace(
         checkpoint,
+        group=group,
         workload=workload,
         image_sets=checkpoint.image_sets[:count],
         saved_directories=directories,
@@ -154,6 +162,12 @@ SPECIAL[Network] = st.builds(
     interface=links,
     mac=st.sampled_from(["", "02:00:00:00:00:05"]),
     mtu=st.sampled_from([0, 68, 1500, 65_535]),
+)
+SPECIAL[GroupInstant] = st.builds(
+    GroupInstant,
+    name=labels,
+    instant=st.binary(min_size=8, max_size=8).map(bytes.hex),
+    members=st.lists(labels, max_size=3).map(tuple),
 )
 SPECIAL[CgroupSetting] = st.builds(CgroupSetting, name=components, value=texts)
 SPECIAL[CgroupRecord] = st.builds(dataclasses.replace, values_of(CgroupRecord), path=paths)

@@ -28,6 +28,7 @@ def call(*, stop: bool = False, tcp: bool = False) -> DumpCall:
         options=DumpOptions(tcp_established=tcp),
         freeze_timeout=Nanoseconds(10 * SECOND),
         with_files=("/srv/state.db", "/srv/log"),
+        appended=("/srv/job.log",),
     )
 
 
@@ -44,7 +45,13 @@ def test_a_dump_freezes_once_thaws_before_it_stores_and_leaves_the_workload_runn
     assert journal.count("freeze") == 1
     assert journal.count("take files") == 1
     assert journal.index("freeze") < journal.index("take files") < journal.index("thaw")
-    assert [saved.path for saved in report.checkpoint.saved_files] == ["/srv/state.db", "/srv/log"]
+    assert [saved.path for saved in report.checkpoint.saved_files] == [
+        "/srv/state.db",
+        "/srv/log",
+        "/srv/job.log",
+    ]
+    (read,) = (index for index, step in enumerate(journal) if step.startswith("read "))
+    assert read > journal.index("thaw")
     assert journal.index("start CRIU") < journal.index("freeze") < journal.index("dump 100")
     assert journal.index("dump 100") < journal.index("dump 200") < journal.index("thaw")
     stored = [index for index, step in enumerate(journal) if step.startswith(("store", "inodes", "describe"))]
@@ -59,12 +66,33 @@ def test_a_dump_freezes_once_thaws_before_it_stores_and_leaves_the_workload_runn
     assert report.checkpoint.job == JobName("web")
 
 
+@pytest.mark.parametrize(("stop", "tcp"), [(False, False), (True, True)])
+def test_who_wants_to_know_is_told_when_all_stand_still_and_no_file_is_taken_yet(
+    *, stop: bool, tcp: bool
+) -> None:
+    world = fake.World(trees=(a_tree(100),))
+    dump(replace(call(stop=stop, tcp=tcp), froze=lambda: world.step("told")), ports(world))
+    journal = world.journal
+    assert journal.index("confirm") < journal.index("told") < journal.index("dump 100")
+    assert journal.index("told") < journal.index("take files")
+
+
 def test_the_next_checkpoint_of_a_job_names_its_parent() -> None:
     world = fake.World()
     first = dump(call(), ports(world))
     second = dump(call(), ports(world))
     assert first.checkpoint.parent is None
     assert second.checkpoint.parent == first.id
+
+
+def test_where_the_clock_was_set_back_the_newest_checkpoint_is_still_the_last_one_taken() -> None:
+    world = fake.World()
+    first = dump(call(), ports(world))
+    late = Nanoseconds(first.checkpoint.created_ns + 3600 * SECOND)
+    world.manifests[first.id] = replace(first.checkpoint, created_ns=late)
+    second = dump(call(), ports(world))
+    assert second.checkpoint.created_ns == late + 1
+    assert second.checkpoint.clocks.realtime_ns < late
 
 
 def test_stop_kills_only_after_the_checkpoint_is_durable_and_never_thaws_before() -> None:

@@ -27,6 +27,7 @@ from ckpt.host.criu.locate import find_criu
 from ckpt.host.criu.request import DumpRequest, InheritFd, RestoreRequest
 from ckpt.host.criu.worker import Worker
 from ckpt.host.launch import JobSpec, RestoreHost, StartedJob, Stdio
+from ckpt.host.outside import NOTHING_JOINED
 from ckpt.host.process_table import ProcessRef, process_ref
 from ckpt.model.workload import OutsideFile, OutsideKind
 from ckpt.units import Pid
@@ -220,7 +221,10 @@ def begun(
         root.mkdir(exist_ok=True)
     launcher = host.launcher(private_root=str(root) if root else "")
     inherit = tuple(
-        InheritFd(key=file.key, fd=host.substitute(file, log=str(place.directory / "out")))
+        InheritFd(
+            key=file.key,
+            fd=host.substitutes([file], log=str(place.directory / "out"), joined=NOTHING_JOINED)[0],
+        )
         for file in replaced
     )
     try:
@@ -460,7 +464,7 @@ def test_mounts_of_the_host_and_of_the_job_come_back(criu: Path, place: Place) -
             assert place.out().split() == ["ready", "kept", "bound"]
             assert (inner / "log").read_text() == "written\n"
             assert mounts.mount_problems(dumped.external) == ()
-    problems = mounts.mount_problems(dumped.external)
+    problems = mounts.mount_problems(dumped.external, [f"{inner}/log"])
     assert f"{inner} does not exist, where tmpfs (test) was mounted" in problems
 
 

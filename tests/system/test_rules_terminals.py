@@ -213,21 +213,29 @@ def test_the_job_of_a_shell_that_hung_up_needs_the_option_alone(session: Session
     ckpt("restore", dumped(ckpt, session, "--shell-job"))
 
 
-@pytest.mark.parametrize("kind", ["from outside", "inside"])
-def test_the_name_of_ones_own_terminal_is_a_blocker(kind: str, session: Session, bare: BareVerdict) -> None:
-    if kind == "inside":
-        code = (
-            "import pty\n"
-            "r, w = os.pipe()\n"
-            "if pty.fork()[0] == 0: t = os.open('/dev/tty', os.O_RDWR); os.write(w, b'.'); signal.pause()\n"
-            "os.read(r, 1)"
-        )
-        pid = session.leader(code, terminal=False)
-    else:
-        pid = session.leader("t = os.open('/dev/tty', os.O_RDWR)")
+def test_the_name_of_ones_own_terminal_is_a_blocker_where_that_is_inside(
+    session: Session, bare: BareVerdict
+) -> None:
+    code = (
+        "import pty\n"
+        "r, w = os.pipe()\n"
+        "if pty.fork()[0] == 0: t = os.open('/dev/tty', os.O_RDWR); os.write(w, b'.'); signal.pause()\n"
+        "os.read(r, 1)"
+    )
+    pid = session.leader(code, terminal=False)
     assert blocking(look(session)) == ["dev-tty"]
-    options = external(session.slave) if kind == "from outside" else ()
-    assert "ctty inheritance detected" in bare.dump(pid, *options)
+    assert "ctty inheritance detected" in bare.dump(pid)
+
+
+def test_the_name_of_ones_own_terminal_is_the_terminal_that_takes_its_place(
+    session: Session, ckpt: Ckpt, bare: BareVerdict
+) -> None:
+    pid = session.leader("t = os.open('/dev/tty', os.O_RDWR)")
+    assert blocking(look(session)) == []
+    assert "ctty inheritance detected" in bare.dump(pid, *external(session.slave))
+    restored = ckpt("restore", dumped(ckpt, session))
+    of_it = [os.readlink(f"/proc/{restored['pid']}/fd/{fd}") for fd in (0, 3)]
+    assert of_it[0] == of_it[1]
 
 
 def test_a_terminal_inside_is_fine(session: Session, ckpt: Ckpt) -> None:

@@ -1,7 +1,8 @@
 """Write a saved content into the file that is there, so that it keeps its identity; or make the file anew.
 
 Rules:
-- What the file holds now is kept beside it until the restore has succeeded: shared where the file system can.
+- What the file holds now is kept beside it until the restore has succeeded: shared where the file system can. Of one
+  that has only grown no more is kept than what came new.
 - That the directory can be written to, and has the space, is known before anything is changed.
 - A content comes from a checkpoint, which may lie: no symbolic link is followed, a file that belongs to
   somebody else by now is refused, and set-uid and set-gid are never given.
@@ -21,7 +22,7 @@ from ckpt.host.inodes.attributes import set_attributes
 from ckpt.host.inodes.changes import Changes
 from ckpt.host.inodes.ledger import Ledger, Made
 from ckpt.host.inodes.places import Place, Refused, is_written_elsewhere, opened_place
-from ckpt.host.inodes.refilling import keep_former
+from ckpt.host.inodes.refilling import keep_former, keep_tail
 from ckpt.model.checkpoint import ExtendedAttribute
 from ckpt.units import Nanoseconds
 
@@ -97,9 +98,15 @@ class SavedContents:
                 raise Refused("another process replaced it meanwhile")
             if copying.is_special(target):
                 raise Refused("it is immutable, append-only, encrypted or sealed")
-            content = not copying.same_content(source, target)
+            grown = copying.begins_with(target, source)
+            content = not grown and not copying.same_content(source, target)
             with self._changes.all_or_none():
-                keep_former(source, target, place, self._changes, content=content)
+                if grown:
+                    size = os.fstat(source).st_size
+                    keep_tail(target, size, place, self._changes)
+                    os.ftruncate(target, size)
+                else:
+                    keep_former(source, target, place, self._changes, content=content)
                 if content:
                     copying.copy_content(source, target, zeros_are_holes=True)
                 _set(target, attributes)

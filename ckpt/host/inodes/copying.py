@@ -78,6 +78,34 @@ def same_content(one: int, other: int) -> bool:
     return True
 
 
+def begins_with(whole: int, beginning: int) -> bool:
+    """Whether an open file holds what another one holds, and more after it."""
+    size = os.fstat(beginning).st_size
+    if os.fstat(whole).st_size <= size:
+        return False
+    at = 0
+    while at < size:
+        block = os.pread(beginning, _COMPARE_BYTES, at)
+        if not block or block != os.pread(whole, len(block), at):
+            return False
+        at += len(block)
+    return True
+
+
+def copy_to(source: int, start: int, target: int, at: int) -> None:
+    """Copy what an open file holds from `start` on to where `at` is in another one.
+
+    Raises:
+        OSError: there is no space.
+    """
+    while block := os.pread(source, _COMPARE_BYTES, start):
+        written = 0
+        while written < len(block):
+            written += os.pwrite(target, block[written:], at + written)
+        start += len(block)
+        at += len(block)
+
+
 def same_attributes(one: int, other: int) -> bool:
     """Whether what copy_attributes() copies is equal, but for the time of the last access."""
     here, there = os.fstat(one), os.fstat(other)

@@ -6,7 +6,7 @@ directory and is named by one step of its journal.
 Rules:
 - Taking back goes from the last line to the first. Each line tells by the identities that it names whether its
   change was made, so that taking back is repeatable, and a change that was noted and not made is no problem.
-- Lines are appended without a sync, but for contents that are about to be overwritten: after a power cut an
+- Lines are appended without a sync, but for contents that are about to be overwritten or cut: after a power cut an
   unwritten line of any other kind leaves a second name of a file, and no harm.
 - A line that was cut off was noted before a change that was never made.
 - Only the standard library and small modules are imported: the guardian holds this module in its memory.
@@ -92,6 +92,11 @@ class Overwritten:
     inode: int
     content: bool
 
+    @property
+    def has_content(self) -> bool:
+        """Whether content is about to be lost."""
+        return self.content
+
     def take_back(self) -> None:
         """Write the former content back, and drop the copy."""
         with opened_place(self.path) as place:
@@ -113,6 +118,43 @@ class Overwritten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shortened:
+    """The file at `path` was cut to `size_bytes`; what came after is in the file `kept` of the same directory."""
+
+    path: str
+    kept: str
+    device: int
+    inode: int
+    size_bytes: int
+
+    @property
+    def has_content(self) -> bool:
+        """Whether content is about to be lost."""
+        return True
+
+    def take_back(self) -> None:
+        """Write again what came after, and drop the copy of it."""
+        with opened_place(self.path) as place:
+            kept = dataclasses.replace(place, name=self.kept)
+            kept.status()  # it gets its name when it is complete: without it nothing has been cut
+            if not place.exists() or identity_of(place.status()) != (self.device, self.inode):
+                raise Refused("another file is there now")
+            with kept.opened(os.O_RDONLY) as source, place.opened(os.O_RDWR) as target:
+                if os.fstat(target).st_size < self.size_bytes:
+                    raise Refused("it was cut shorter since")
+                os.ftruncate(target, self.size_bytes)
+                copying.copy_to(source, 0, target, self.size_bytes)
+                copying.copy_attributes(source, target)
+                os.fsync(target)
+            os.unlink(self.kept, dir_fd=place.directory)
+
+    def settle(self) -> None:
+        """Drop the copy of what came after."""
+        with opened_place(self.path) as place:
+            os.unlink(self.kept, dir_fd=place.directory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GoalChanged:
     """The inode goal of an ext4 file system, which is the file `path` in /sys, was changed; it was `former`."""
 
@@ -128,9 +170,9 @@ class GoalChanged:
         self.take_back()
 
 
-Line = Swapped | Made | Overwritten | GoalChanged
+Line = Swapped | Made | Overwritten | Shortened | GoalChanged
 _KINDS: Final[dict[str, type[Line]]] = {
-    kind.__name__: kind for kind in (Swapped, Made, Overwritten, GoalChanged)
+    kind.__name__: kind for kind in (Swapped, Made, Overwritten, Shortened, GoalChanged)
 }
 
 
@@ -158,7 +200,7 @@ class Ledger:
             raw = text.encode()
             if os.write(fd, raw) != len(raw):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
-            if isinstance(line, Overwritten):
+            if isinstance(line, Overwritten | Shortened):
                 os.fsync(fd)
         finally:
             os.close(fd)

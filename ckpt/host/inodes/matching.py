@@ -13,10 +13,14 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from ckpt.host.inspection.details import kind_of
 from ckpt.model.inodes import Identity, InodeRecord, Role, RoleKind
 from ckpt.units import DeviceNumber, InodeNumber, Pid
+
+_OWN_TERMINAL: Final = "/dev/tty"
+"""It is whatever terminal a session has, and that is another one by now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,7 @@ def matches(records: Iterable[InodeRecord], pids: Mapping[Pid, Pid]) -> tuple[Ma
         records: The files of the checkpoint.
         pids: From the pid of the dump to the one that the task has on this host now.
     """
-    found = (_match(record, pids) for record in records)
+    found = (_match(record, pids) for record in records if record.path != _OWN_TERMINAL)
     return tuple(match for match in found if match is not None)
 
 

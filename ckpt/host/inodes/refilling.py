@@ -6,7 +6,7 @@ import os
 
 from ckpt.host.inodes import calls, copying
 from ckpt.host.inodes.changes import Changes, temporary_name
-from ckpt.host.inodes.ledger import Overwritten
+from ckpt.host.inodes.ledger import Overwritten, Shortened
 from ckpt.host.inodes.places import Place
 
 
@@ -39,21 +39,41 @@ def keep_former(source: int, target: int, place: Place, changes: Changes, *, con
     Raises:
         OSError: there is no space for both; nothing was changed.
     """
-    status = os.fstat(target)
     needed = copying.needed_bytes(source) + copying.needed_bytes(target) if content else 0
     copying.check_space(place.directory, needed)
     kept = temporary_name()
     with place.unnamed() as copy:
         if content:
             copying.copy_content(target, copy)
-        copying.copy_attributes(target, copy)
-        # A copy that has its name is complete, and durable before the original is touched.
-        os.fsync(copy)
-        changes.note(
-            Overwritten(
-                path=place.path, kept=kept, device=status.st_dev, inode=status.st_ino, content=content
-            )
+        status = os.fstat(target)
+        line = Overwritten(
+            path=place.path, kept=kept, device=status.st_dev, inode=status.st_ino, content=content
         )
-        calls.link_at(copy, place.directory, kept)
-        if content:
-            os.fsync(place.directory)
+        _keep(copy, target, place, changes, line)
+
+
+def keep_tail(target: int, size: int, place: Place, changes: Changes) -> None:
+    """Keep beside `target` what it holds after its first `size` bytes, and note that it is about to be cut there.
+
+    Raises:
+        OSError: there is no space for that; nothing was changed.
+    """
+    status = os.fstat(target)
+    copying.check_space(place.directory, status.st_size - size)
+    kept = temporary_name()
+    with place.unnamed() as copy:
+        copying.copy_to(target, size, copy, 0)
+        line = Shortened(
+            path=place.path, kept=kept, device=status.st_dev, inode=status.st_ino, size_bytes=size
+        )
+        _keep(copy, target, place, changes, line)
+
+
+def _keep(copy: int, target: int, place: Place, changes: Changes, line: Overwritten | Shortened) -> None:
+    copying.copy_attributes(target, copy)
+    # A copy that has its name is complete, and durable before the original is touched.
+    os.fsync(copy)
+    changes.note(line)
+    calls.link_at(copy, place.directory, line.kept)
+    if line.has_content:
+        os.fsync(place.directory)

@@ -116,14 +116,20 @@ class HostInspector:
     """Fits the port `Inspector`."""
 
     def __init__(
-        self, state: str, *, digest_limit: ByteCount = DIGEST_LIMIT, progress: Progress = UNWATCHED
+        self,
+        state: str,
+        *,
+        digest_limit: ByteCount = DIGEST_LIMIT,
+        progress: Progress = UNWATCHED,
+        allow: frozenset[str] = frozenset(),
     ) -> None:
-        """Keep the cache of digests below the directory `state`."""
+        """Keep the cache of digests below the directory `state`; what the rules of `allow` find does not count."""
         self._state = state
         self._cache = DigestCache(f"{state}/digests.sqlite", progress)
         self._digest_limit = digest_limit
         self._clock = HostClock()
         self._facts: HostFacts | None = None
+        self._allow = allow
 
     def check(self, target: Target, options: DumpOptions) -> tuple[Finding, ...]:
         """Everything that speaks against a dump with these options, or a restore after it; the gravest first."""
@@ -186,7 +192,7 @@ class HostInspector:
     ) -> tuple[Facts, tuple[Finding, ...]]:
         taken = snapshot.take(snapshot.members_of(target), target.cgroup, None)
         facts = Facts(taken, options, target.cgroup, staging=self._state)
-        return facts, check(facts, when)
+        return facts, tuple(each for each in check(facts, when) if each.rule not in self._allow)
 
     def watch_waits(self, survey: object) -> HostSurvey:
         """The survey with what the threads wait for now: the last thing before the freeze."""

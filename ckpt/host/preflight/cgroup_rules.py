@@ -159,8 +159,15 @@ def _little_memory(facts: Facts) -> Iterator[Found]:
                 place,
                 f"{place.directory} allows {human_bytes(limit)} of memory, and {human_bytes(used)} are used: a restore "
                 f"needs about {human_bytes(_RESTORE_MEMORY)} more",
-                f"Raise the limit before the dump: echo {needed} > {place.directory}/{name}.",
+                f"Raise the limit before the dump: {_raising(place, name, needed)}.",
             )
+
+
+def _raising(place: _Place, name: str, size: int) -> str:
+    # A limit of memory alone cannot be above that of memory with swap.
+    with_swap = "memory.memsw.limit_in_bytes"
+    names = [with_swap] if cgroups.read_or_empty(place.directory, with_swap) else []
+    return "; ".join(f"echo {size} > {place.directory}/{each}" for each in (*names, name))
 
 
 def _limited(

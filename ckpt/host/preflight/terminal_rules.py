@@ -92,7 +92,7 @@ def _session_terminal(facts: Facts) -> Iterator[Found]:
 
 def _own_name(facts: Facts) -> Iterator[Found]:
     for held in _terminals(facts):
-        if held.device == _OWN_TERMINAL:
+        if held.device == _OWN_TERMINAL and not _is_controlled_from_outside(facts, held.task):
             yield Found(
                 pid=held.task.pid,
                 subject=subject(held.hold),
@@ -112,7 +112,7 @@ def _from_outside(facts: Facts) -> Iterator[Found]:
             pid=held.task.pid,
             subject=subject(held.hold),
             message=f"{named(held.task, held.hold)}, a terminal from outside: after a restore it is another one, whose "
-            "output goes to the job's log and that nobody types at",
+            "output goes to the job's log, and that nobody types at but whoever resumes it with 'ckpt run --tty'",
         )
 
 
@@ -195,6 +195,15 @@ def _controls(facts: Facts) -> dict[Pid, Controlling]:
     return found
 
 
+def _is_controlled_from_outside(facts: Facts, task: ProcessFacts) -> bool:
+    control = _controlling(facts, task)
+    return (
+        control is not None
+        and os.major(control.device) in _SLAVES
+        and control.device not in _all_masters(facts)
+    )
+
+
 def _is_in_tree(facts: Facts, task: ProcessFacts, pid: Pid) -> bool:
     return pid in facts.pids and tree_of(facts, pid) == tree_of(facts, task.pid)
 
@@ -226,7 +235,7 @@ RULES: Final = (
     Rule(
         name="dev-tty",
         severity=Severity.BLOCKER,
-        title="/dev/tty, opened by that name",
+        title="/dev/tty, opened by that name, where the terminal is the workload's own or has gone",
         effect='The dump fails ("ctty inheritance detected"), the workload runs on.',
         remedy="Let the program close it (an editor, a pager, a password prompt: end it).",
         source="criu/tty.c, tty_verify_ctty()",

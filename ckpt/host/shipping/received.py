@@ -24,7 +24,7 @@ from typing import Final
 from ckpt.errors import HostMismatch, NoSpace, ObjectCorrupt, OsRefused
 from ckpt.host import sparse_copy
 from ckpt.host.inodes.places import Refused, is_written_elsewhere, opened_place
-from ckpt.host.saved_files import version_of
+from ckpt.host.saved_files_record import version_of
 from ckpt.host.shipping.blocks import (
     FILE_BYTES_MAX,
     OFFERED_BLOCKS_MAX,

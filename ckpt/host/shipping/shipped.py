@@ -19,8 +19,8 @@ from typing import Final, Protocol
 from ckpt.errors import OsRefused, PeerFailed
 from ckpt.host.inodes.attributes import attributes_of
 from ckpt.host.inodes.places import is_plain
-from ckpt.host.saved_files import saved_file, version_of
 from ckpt.host.saved_files_found import Found, FoundFile, check_paths, find_files, is_below, name_some
+from ckpt.host.saved_files_record import saved_file, version_of
 from ckpt.host.shipping.blocks import (
     BLOCK_BYTES,
     DIGEST_BYTES,

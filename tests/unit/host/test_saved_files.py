@@ -17,7 +17,14 @@ from ckpt.host import recovery, saved_files, saved_files_found
 from ckpt.host.inodes.ledger import TEMPORARY_PREFIX
 from ckpt.host.operations import JournaledOperation, JournaledOperations
 from ckpt.host.saved_files import FileSelection, HostFileSaver
-from ckpt.host.saved_files_aside import move_aside, move_back, newer_files, place_beside
+from ckpt.host.saved_files_aside import (
+    ASIDES_KEPT,
+    move_aside,
+    move_back,
+    newer_files,
+    place_beside,
+    remove_older,
+)
 from ckpt.host.saved_files_back import HostFileWriter, WrittenFiles
 from ckpt.host.saved_files_found import check_paths, find_files
 from ckpt.model.shipping import ShippedDirectory
@@ -91,11 +98,12 @@ def test_named_paths_are_resolved_and_those_inside_of_others_are_left_out(
         ("/nowhere", "there is no such file or directory"),
         ("/dev/zero", "neither a regular file nor a directory"),
         ("/var", "ckpt's own /var/lib/ckpt is in it"),
+        ("/var/lib/dpkg/status", "it is in ckpt's own /var/lib/dpkg"),
     ],
 )
 def test_what_cannot_be_saved_is_refused_with_the_reason(path: str, reason: str) -> None:
     with pytest.raises(Usage, match=re.escape(reason)):
-        check_paths([path], "/var/lib/ckpt")
+        check_paths([path], "/var/lib/dpkg" if "dpkg" in path else "/var/lib/ckpt")
 
 
 def test_too_many_files_are_refused_with_the_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +183,37 @@ def test_files_are_moved_aside_and_back_and_nothing_is_written_over(folder: Path
         move_back(str(folder), aside)
     assert (folder / "new").read_text() == "newest"
     assert (Path(aside) / "new").read_text() == "new"
+
+
+def test_what_was_moved_aside_goes_after_some_restores_and_nothing_else_does(folder: Path) -> None:
+    others = [folder.parent / name for name in ("files.aside-mine", "filesx.aside-000000000000")]
+    for other in others:
+        other.mkdir(mode=0o700)
+    asides = []
+    for number in range(ASIDES_KEPT + 2):
+        (folder / "new").touch()
+        asides.append(Path(place_beside(str(folder), f"{number:012x}")))
+        move_aside(str(folder), str(asides[-1]), [str(folder / "new")])
+        remove_older(str(asides[-1]))
+    assert [aside.exists() for aside in asides] == [False, False, *[True] * ASIDES_KEPT]
+    assert all(other.exists() for other in others)
+
+
+def test_a_store_in_a_saved_directory_is_neither_saved_nor_moved_and_that_is_told(
+    folder: Path, operation: JournaledOperation
+) -> None:
+    (folder / "file").write_bytes(b"then")
+    store = folder / "deep/store"
+    for name in ("manifests/a", "packs/b", "placements/c", "config"):
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_bytes(b"of the store")
+    selection = taken(operation, folder)
+    assert [saved.path for saved, _ in selection.files] == [str(folder / "file")]
+    (warning,) = selection.warnings
+    assert warning.startswith("1 store(s) of checkpoints are not saved")
+    (store / "packs/later").touch()
+    write_back(operation, selection).settle()
+    assert (store / "packs/later").exists()
 
 
 def test_what_is_as_it_was_saved_is_not_touched(folder: Path, operation: JournaledOperation) -> None:
