@@ -9,6 +9,7 @@ import freeze
 import inodes
 import migrate
 import preflight
+import run
 import start
 import store
 import transport
@@ -25,6 +26,7 @@ def main() -> int:
     inodes.register(commands)
     migrate.register(commands)
     preflight.register(commands)
+    run.register(commands)
     start.register(commands)
     store.register(commands)
     transport.register(commands)
