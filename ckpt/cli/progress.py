@@ -7,6 +7,7 @@ started. A reader of stderr that is gone is no failure of what it was told of.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -229,3 +230,7 @@ class _Events(_Counter):
             )
         except OSError:
             self._gone = True
+            # Python flushes at its end what is left in the buffer, and would exit with 120 if it cannot.
+            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(nowhere, sys.stderr.fileno())
+            os.close(nowhere)

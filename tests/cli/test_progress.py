@@ -195,6 +195,8 @@ def test_a_reader_of_events_that_is_gone_does_not_hurt(environ: dict[str, str], 
     here, there = os.pipe()
     os.close(here)
     words = [str(PROGRAM), "verify", "--json-progress"]
+    # Without a buffer there is nothing that Python could not flush at its end.
+    environ.pop("PYTHONUNBUFFERED", None)
     done = subprocess.run(words, env=environ, stdout=subprocess.PIPE, stderr=there, check=False, timeout=60)
     os.close(there)
     assert done.returncode == 0
