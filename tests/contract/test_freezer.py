@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 from fakes.freezer import FakeFreezer, RecordingJournal
-from real.ticking import scratch_cgroup, ticking
+from real.ticking import living_operation, scratch_cgroup, ticking
 
 from ckpt.flow.ports import Freezer
 from ckpt.host import cgroups
@@ -72,7 +72,7 @@ def _real(stack: ExitStack, version: int, *, gathered: bool) -> Setup:
         freezer = GatheringFreezer(
             Gathering(
                 subject="the test",
-                operation_id=f"0123456789ab-{os.getpid()}-1",
+                operation_id=living_operation(),
                 members=lambda table, known: descendants({subject.root, *known}, table),
                 note=journal.note,
             ),

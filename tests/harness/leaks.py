@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.processes import cgroup_of, describe, marked
+from harness.side_by_side import WORKER
 from harness.traces import SESSION
 
 
@@ -65,7 +66,13 @@ def _is_of_others(cgroup: str) -> bool:
 
 def _mounts() -> frozenset[str]:
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return frozenset(mount for mount in mounts if "ckpt" in mount or "pytest" in mount)
+    ours = (mount for mount in mounts if "ckpt" in mount or "pytest" in mount)
+    return frozenset(mount for mount in ours if not _is_of_other_worker(mount))
+
+
+def _is_of_other_worker(path: str) -> bool:
+    """Whether it lies in the folder that pytest gave to another worker of this run."""
+    return "/popen-gw" in path and f"/popen-{WORKER}/" not in path
 
 
 def _loops() -> frozenset[str]:
@@ -74,7 +81,7 @@ def _loops() -> frozenset[str]:
     for each in Path("/sys/block").glob("loop[0-9][0-9][0-9][0-9][0-9]*/loop/backing_file"):
         with suppress(OSError):
             attached.add(each.read_text().strip())
-    return frozenset(attached)
+    return frozenset(file for file in attached if not _is_of_other_worker(file))
 
 
 def _tables() -> frozenset[str]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from ckpt.host import cgroups
 from ckpt.host.cgroups import Hierarchy
 from ckpt.host.freezer_control import control_of
+from ckpt.host.process_table import process_ref
 from ckpt.units import Pid
 
 SLOT_BYTES = 16
@@ -117,6 +118,13 @@ def ticking(count: int, ballast_bytes: int = 0) -> Iterator[Ticking]:
                 if control is not None and os.path.basename(control.cgroup).startswith("ckpt-"):
                     control.thaw()
         subject.end()
+
+
+def living_operation() -> str:
+    """The id of an operation of this process: what a dead one has made, any `ckpt recover` of the machine undoes."""
+    me = process_ref(os.getpid())
+    assert me is not None
+    return f"0123456789ab-{me.pid}-{me.start_ticks}"
 
 
 @contextmanager

@@ -155,7 +155,9 @@ OBSTACLES: dict[str, tuple[str, int]] = {
 }
 
 
-@pytest.mark.parametrize("rule", OBSTACLES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=pytest.mark.alone if rule == "pid-taken" else ()) for rule in OBSTACLES]
+)
 def test_what_the_check_names_is_what_the_restore_fails_of(rule: str, ckpt: Ckpt, service: Service) -> None:
     kind, exit_code = OBSTACLES[rule]
     with obstacle(kind, service) as subject:
@@ -256,6 +258,7 @@ def test_a_checkpoint_that_is_not_there_is_missing(ckpt: Ckpt, service: Service)
     assert ckpt("check", "--pid", service.pid, "--pids", "new", exit_code=2)["error"]["slug"] == "usage"
 
 
+@pytest.mark.alone
 def test_new_pids_need_no_free_ones(
     ckpt: Ckpt, service: Service, new_workload: Callable[[], Workload]
 ) -> None:

@@ -514,6 +514,7 @@ def test_an_established_connection_goes_on_after_the_dump_and_its_table_is_gone(
             subject.process.wait()
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not is_useful(), reason="CRIU keeps its cache here by itself, or / is shared")
 def test_a_restore_with_the_kernel_cache_is_in_the_hosts_mount_namespace(
     criu: Path, subject: Subject, images: Path, tmp_path: Path

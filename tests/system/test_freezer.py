@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from fakes.freezer import RecordingJournal
-from real.ticking import Ticking, await_true, is_running, scratch_cgroup, ticking
+from real.ticking import Ticking, await_true, is_running, living_operation, scratch_cgroup, ticking
 
 from ckpt.errors import CannotCheckpoint, FreezeTimeout, WrongState
 from ckpt.host import cgroups
@@ -82,9 +82,11 @@ def unified() -> Hierarchy:
 
 
 @contextmanager
-def running(program: str) -> Iterator[subprocess.Popen[str]]:
+def running(program: str, *, cgroup: str = "") -> Iterator[subprocess.Popen[str]]:
+    """The program; in this cgroup before it can fork, else where the test is."""
+    join = ("/bin/sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', cgroup) if cgroup else ()
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", program],
+        [*join, sys.executable, "-I", "-S", "-c", program],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -105,7 +107,7 @@ def gathering(subject: Pid, journal: RecordingJournal) -> GatheringFreezer:
     return GatheringFreezer(
         Gathering(
             subject="the test",
-            operation_id=f"0123456789ab-{os.getpid()}-2",
+            operation_id=living_operation(),
             members=lambda table, known: descendants({subject, *known}, table),
             note=journal.note,
         ),
@@ -201,8 +203,7 @@ def test_a_tree_is_gathered_below_its_own_cgroup_and_put_back_where_each_process
 
 
 def test_a_tree_that_forks_all_the_time_is_gathered_whole_and_put_back_whole(unified: Hierarchy) -> None:
-    with scratch_cgroup(unified) as place, running(FORKING) as forking:
-        cgroups.add_process(place, Pid(forking.pid))
+    with scratch_cgroup(unified) as place, running(FORKING, cgroup=place) as forking:
         await_true(lambda: len(_tree(forking.pid)) > 10, "the tree forks")
         freezer = gathering(Pid(forking.pid), RecordingJournal())
         freezer.gather()
@@ -222,9 +223,9 @@ def test_a_tree_that_forks_all_the_time_is_gathered_whole_and_put_back_whole(uni
 
 
 def test_a_process_born_inside_goes_back_to_where_its_parent_came_from(unified: Hierarchy) -> None:
-    with scratch_cgroup(unified) as place, running(FORKING) as forking:
+    with scratch_cgroup(unified) as place, ExitStack() as stack:
         cgroups.make(place + "/a")
-        cgroups.add_process(place + "/a", Pid(forking.pid))
+        forking = stack.enter_context(running(FORKING, cgroup=place + "/a"))
         await_true(lambda: len(_tree(forking.pid)) > 3, "the tree forks")
         freezer = gathering(Pid(forking.pid), RecordingJournal())
         freezer.gather()

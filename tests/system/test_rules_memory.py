@@ -90,7 +90,7 @@ def test_what_criu_cannot_dump_is_a_blocker(rule: str, holder: Holder, criu: Pat
 FINE = {
     "aio": "c = ctypes.c_ulong(0); libc.syscall(206, 16, ctypes.byref(c))",
     "shared memory": (
-        "f = open('/dev/shm/ckpt-test-rules', 'w+b'); f.truncate(4096); held['m'] = mmap.mmap(f.fileno(), 4096)\n"
+        "f = open('/dev/shm/ckpt-test-rules-memory', 'w+b'); f.truncate(4096); held['m'] = mmap.mmap(f.fileno(), 4096)\n"
         "os.unlink(f.name)"
     ),
     "memfd": (
@@ -359,6 +359,7 @@ def map_huge(pages: int) -> str:
     return f"{MMAP}m = libc.mmap(None, {pages << 21}, 3, 0x40022, -1, 0); ctypes.memset(m, 65, {pages << 21})"
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("huge_pages")
 def test_huge_pages_are_told_and_must_be_free_at_the_restore(
     program: Asked, workload: Workload, ckpt: Ckpt
@@ -375,6 +376,7 @@ def test_huge_pages_are_told_and_must_be_free_at_the_restore(
     ckpt("restore", checkpoint)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("huge_pages")
 def test_huge_pages_without_a_free_one_are_a_blocker(holder: Holder, criu: Path, tmp_path: Path) -> None:
     holder.do(map_huge(4))

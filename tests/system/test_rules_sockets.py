@@ -236,6 +236,7 @@ def pings() -> Iterator[None]:
         PING_GROUPS.write_text(before)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("pings")
 @pytest.mark.parametrize("made", ["2, 2, 1); s.bind(('127.0.0.1', 7))", "10, 2, 58); s.bind(('::1', 7))"])
 def test_a_ping_socket_loses_its_address(made: str, program: Asked, workload: Workload, ckpt: Ckpt) -> None:
