@@ -178,7 +178,11 @@ class FakeCheckpoints:
     place: str = "/store"
 
     def take(self, victim: Victim) -> CheckpointId:
-        assert victim.label in self.world.waiting or victim.label in self.world.fed or "no-resume" in self.world.journal
+        assert (
+            victim.label in self.world.waiting
+            or victim.label in self.world.fed
+            or "no-resume" in self.world.journal
+        )
         self.world.step(f"checkpoint {victim.label}")
         self.world.durable[victim.label] = self.world.jobs.pop(victim.label)
         self.world.step(f"ended {victim.label}")
