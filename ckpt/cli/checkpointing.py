@@ -6,7 +6,7 @@ On the channel, a SEQPACKET socket with one JSON document a packet, the child sa
   {"event": "taken", "id", "lead_ns", "frozen_ns", "total_ns", "stored_bytes", "warnings"}
                                                                   durable, and with `stop` the job is ended
   {"event": "failed", "slug", "message", "hint", "exit_code"}     nothing was taken, and the job runs on
-  {"event": "untidy", "message"}                                  older ones could not be removed
+  {"event": "untidy", "slug", "message"}                          older ones could not be removed, or not enough
   {"event": "foreseen", "obstacles"}                              none was wanted yet: what would be in its way
 and ends.
 
@@ -107,8 +107,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untidy:
-    """Older ones could not be removed."""
+    """Older ones could not be removed, or that is not enough; `slug` is the kind of obstacle."""
 
+    slug: str
     message: str
 
 
@@ -320,9 +321,13 @@ def _tidy(order: Order, channel: socket.socket) -> None:
 
     try:
         with interruptible("removing older checkpoints"):
-            prune(order.job, order.supervision)
+            too_large = prune(order.job, order.supervision)
     except CkptError as error:
-        _say(channel, event="untidy", message=error.message[:_TEXT_MAX])
+        sentence = f"older checkpoints of {order.job} stay: {error.message}"
+        _say(channel, event="untidy", slug=error.slug, message=sentence[:_TEXT_MAX])
+    else:
+        if too_large:
+            _say(channel, event="untidy", slug="too-large", message=too_large)
 
 
 def _say_taken(channel: socket.socket, report: DumpReport, lead: Nanoseconds) -> None:

@@ -45,7 +45,8 @@ def _of_the_job(job: JobName, supervision: Supervision) -> tuple[str, ...]:
 
 
 def _sentence(finding: Finding) -> str:
-    return f"{finding.sentence} (ckpt run {finding.option})" if finding.option else finding.sentence
+    named = not finding.option or finding.option in finding.remedy
+    return finding.sentence if named else f"{finding.sentence} (ckpt run {finding.option})"
 
 
 @contextmanager

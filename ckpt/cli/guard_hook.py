@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -139,12 +140,12 @@ def _document(reliefs: tuple[Relief, ...]) -> dict[str, Any]:
 
 def _serve(call: Call, path: str) -> None:
     from ckpt.cli.wiring_guard import guard_ports  # noqa: PLC0415
-    from ckpt.host.guard import meant_jobs as _  # noqa: F401, PLC0415 - needed by the first notification
     from ckpt.host.guard.listening import listening  # noqa: PLC0415
     from ckpt.host.guard.oomd import PrekillHook  # noqa: PLC0415
     from ckpt.host.guard.varlink_server import serve  # noqa: PLC0415
 
     # It loads what every notification will need, and fails now if CRIU or the store is not there.
+    import_module("ckpt.host.guard.meant_jobs")
     with telling(call.output) as announce:
         guard_ports(call.store, announce)
         wiring.dump_ports(call.store, announce)

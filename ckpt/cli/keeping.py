@@ -17,8 +17,11 @@ _REASONS: Final = frozenset(reason.value for reason in Reason)
 _SILENT: Final = Output(json=False, quiet=True)
 
 
-def prune(job: JobName, supervision: Supervision) -> None:
+def prune(job: JobName, supervision: Supervision) -> str:
     """Remove the oldest of the job's own over `keep`, and then what the store's size limit asks for.
+
+    Returns:
+        "", or a sentence, without its period: the store is larger than that nevertheless.
 
     Raises:
         StoreError: the store cannot be read or written.
@@ -30,9 +33,12 @@ def prune(job: JobName, supervision: Supervision) -> None:
         store = wiring.open_store(supervision.store)
         _remove(store, [each.id for each in own_of(store, job)[: -supervision.keep]])
     if supervision.store_max:
-        from ckpt.cli.sizing import shrink_place  # noqa: PLC0415 - few want it
+        from ckpt.cli.sizing import over_limit, shrink_place  # noqa: PLC0415 - few want it
 
-        shrink_place(supervision.store, supervision.store_max)
+        used = shrink_place(supervision.store, supervision.store_max).used_bytes
+        if used > supervision.store_max:
+            return over_limit(used, supervision.store_max)
+    return ""
 
 
 def remove_own(job: JobName, supervision: Supervision) -> None:

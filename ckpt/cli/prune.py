@@ -14,7 +14,7 @@ from ckpt.cli.documents import plain, rfc3339
 from ckpt.cli.output import Output, columns
 from ckpt.cli.parameters import job_name, size
 from ckpt.cli.progress import telling
-from ckpt.cli.sizing import shrink, shrink_preview
+from ckpt.cli.sizing import over_limit, shrink, shrink_preview
 from ckpt.errors import Problems
 from ckpt.model.reports import Problem, StoredCheckpoint, SweepReport
 from ckpt.model.retention import Decision, RetentionPolicy, decide
@@ -116,10 +116,7 @@ def _fit(
 
 
 def _warn_of_size(output: Output, used: ByteCount, limit: ByteCount, *, dry_run: bool) -> None:
-    output.warn(
-        f"the store {'would take' if dry_run else 'takes'} {human_bytes(used)}, more than {human_bytes(limit)}: "
-        "what is left is the newest of each job, or tagged"
-    )
+    output.warn(over_limit(used, limit, takes="would take" if dry_run else "takes"))
 
 
 def _document(decisions: Sequence[Decision], report: SweepReport, *, dry_run: bool) -> dict[str, Any]:

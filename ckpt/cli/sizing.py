@@ -12,7 +12,7 @@ from ckpt.model.reports import StoredCheckpoint, SweepReport
 from ckpt.model.retention import RetentionPolicy, decide
 from ckpt.store.fitting import Fit, Space, enough, fit
 from ckpt.store.store import Store
-from ckpt.units import ByteCount, CheckpointId
+from ckpt.units import ByteCount, CheckpointId, human_bytes
 
 _NEWEST = RetentionPolicy(keep_last=1)
 
@@ -30,6 +30,14 @@ def shrink(store: Store, limit: ByteCount) -> Fit:
         Locked: others did not let go in time.
     """
     return fit(_space_of(store), limit, removable(store.list()))
+
+
+def over_limit(used: ByteCount, limit: ByteCount, *, takes: str = "takes") -> str:
+    """A sentence, without its period, about a store that is too large when all went that may."""
+    return (
+        f"the store {takes} {human_bytes(used)}, more than {human_bytes(limit)}: "
+        "what is left is the newest of each job, or tagged"
+    )
 
 
 def shrink_preview(

@@ -36,6 +36,7 @@ _LOOK_AFTER: Final = Nanoseconds(2 * SECOND)
 """When it is looked whether the job can be checkpointed: by then most programs have opened what they need."""
 _LOOKS_ABOVE: Final = Nanoseconds(5 * SECOND)
 """A first checkpoint that comes sooner says it itself."""
+_SHORT: Final = Nanoseconds(10 * SECOND)
 _LATER: Final = frozenset(("locked", "not-now"))
 """Slugs of what is no failure, but came at a bad moment."""
 _EVER: Final = "ever "
@@ -130,8 +131,8 @@ class Supervisor:
                 self._failed(under_way, failed)
             case Foreseen(obstacles=obstacles):
                 self._foreseen(under_way, obstacles)
-            case Untidy(message=message):
-                self._tell_once("untidy", f"older checkpoints of {self._record.name} stay: {message}")
+            case Untidy(slug=slug, message=message):
+                self._tell_once(f"untidy: {slug}", message, forgets=False)
 
     def at_freeze(self) -> None:
         """Let all take note."""
@@ -247,11 +248,15 @@ class Supervisor:
         self._told = {each for each in self._told if each.startswith(_EVER)}
         self._look_at = None
         self._is_stopped = under_way.order.stop
+        next_one = ""
         if self._pacing is not None:
-            self._due = Nanoseconds(under_way.began + self._pacing.wait_after(taken.cost))
+            wait = self._pacing.wait_after(taken.cost)
+            self._due = Nanoseconds(under_way.began + wait)
+            if wait != self._pacing.interval.every_ns:  # found out, or longer than was asked for
+                next_one = f", the next after {wait / SECOND:.{0 if wait >= _SHORT else 1}f} s"
         self._teller.note(
             f"checkpoint {taken.id[:12]} of {self._record.name}: frozen {milliseconds(taken.frozen_ns):.0f} ms, "
-            f"in all {milliseconds(taken.total_ns):.0f} ms, stored {human_bytes(taken.stored_bytes)}"
+            f"in all {milliseconds(taken.total_ns):.0f} ms, stored {human_bytes(taken.stored_bytes)}{next_one}"
         )
         for warning in taken.warnings:
             self._tell_once(warning, warning, forgets=False)

@@ -153,6 +153,8 @@ def test_a_shell_has_job_control_and_all_that_it_had_when_it_is_killed_and_resum
     assert first.is_raw
     first.types("stty size; x=kept\n")
     first.sees(f"{SIZE[0]} {SIZE[1]}\r")
+    # Before it the terminal is not the shell's, and Ctrl-Z throws away what was typed.
+    first.sees(PROMPT)
     first.types("sleep 1000\n")
     first.sees("sleep 1000\r")
     first.presses("\x1a", r"Stopped +sleep 1000")
