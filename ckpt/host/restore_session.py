@@ -133,6 +133,7 @@ class CriuRestoreSession:
         self._directories: list[str] = []
         self._cgroup = ""
         self._feeder: ProcessRef | None = None
+        self._locked: list[str] = []
         self._filed = False
         self.problems: tuple[str, ...] = ()
         try:
@@ -208,6 +209,8 @@ class CriuRestoreSession:
         )
         if self._pages is not None:
             self._pages.tree(tree.root, images)
+        if options.tcp_established and not tree.owns("net"):
+            self._lock_connections(images)
         try:
             with keeping_log(self._operation.kept(RESTORE_LOG)):
                 worker = Worker.start(
@@ -376,9 +379,22 @@ class CriuRestoreSession:
         self._operation.commit_restore(frozen=None if control is None else self._cgroup)
         # Of another checkpoint than this one, whose own CRIU has removed: these connections would be silent for ever.
         connection_locks.release(former)
+        for run_id in self._locked:
+            self._unlock_connections(run_id)
         # Not before: what is killed with a joined network resets its connections.
         self.problems += self._networks.join(self._operation, lambda: self._tasks().values())
         self._operation.note_phase("let-go")
+
+    def _lock_connections(self, images: str) -> None:
+        """Let no packet of its connections pass before all trees are there."""
+        if run_id := connection_locks.lock(images):
+            self._undo.callback(self._unlock_connections, run_id)
+            self._operation.note_network_lock(run_id)
+            self._locked.append(run_id)
+
+    def _unlock_connections(self, run_id: str) -> None:
+        connection_locks.unlock(run_id)
+        self._operation.forget_network_lock(run_id)
 
     @contextmanager
     def _too_late(self) -> Iterator[None]:
