@@ -110,8 +110,8 @@ def command(call: Call, /, **given: Any) -> int:
             return _restore_copies(wanted, given["count"], ports, output)
         sources = _outputs(wanted, ports) if given["attach"] else []
         moved = _warning_of_move(_job_of(wanted, ports))
+        alone = _warning_of_group(ports.store.load(ports.store.resolve(wanted.ref)).checkpoint.group)
         report = bring_back(wanted, ports)
-        alone = _warning_of_group(ports.store.load(report.id).checkpoint.group)
         report = replace(report, warnings=(*moved, *alone, *report.warnings))
     _warn(report, output)
     if given["attach"]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import struct
 from enum import IntEnum
-from pathlib import Path
 
 import pytest
 from fakes.together import FakeTogether
+from harness.processes import is_dead
 from harness.waiting import await_condition
 
 from ckpt.errors import Interrupted, Locked
@@ -81,20 +82,21 @@ def test_a_process_that_is_killed_breaks_the_meeting_and_leaves_no_descriptor() 
 
 
 def test_nobody_goes_on_from_a_point_at_which_another_one_died() -> None:
-    parent = os.getpid()
+    told, tells = os.pipe()
 
     def work(member: JobName, meeting: Meeting) -> Problem:
         if member == B:
+            os.write(tells, struct.pack("i", os.getpid()))
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, 0.05)
         else:
-            children = Path(f"/proc/{parent}/task/{parent}/children")
-            await_condition(
-                lambda: children.read_text().split() == [str(os.getpid())], "the other one to end"
-            )
+            (other,) = struct.unpack("i", os.read(told, 4))
+            await_condition(lambda: is_dead(other), "the other one to end")
         return report(member, meeting.arrive(Point.FIRST))
 
     ends = ForkedTogether().run((A, B), work, Point, Problem)
+    os.close(told)
+    os.close(tells)
     assert [(each.member, each.slug) for each in ends.failures] == [(B, "ended"), (A, "gave-up")]
     assert not ends.passed(Point.FIRST)
 
