@@ -86,6 +86,8 @@ def command(call: Call, /, **given: Any) -> int:
 
 def _policy(given: dict[str, Any]) -> Policy:
     policy = Policy() if given["policy"] is None else read_policy(given["policy"])
+    if given["at"] is not None and all(step.at is not None for step in policy.steps):
+        raise usage("--at changes nothing: every step of this policy says itself when it is taken.")
     return policy if given["at"] is None else replace(policy, at=trigger(given["at"]))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckpt.cli.guard_policy import read_policy, trigger
+from ckpt.cli.main import main
 from ckpt.errors import Usage
 from ckpt.model.guard_steps import (
     AtOom,
@@ -111,3 +112,13 @@ def test_triggers_are_read_as_they_are_shown() -> None:
     for text in ("", "90", "soon", "psi some 2s"):
         with pytest.raises(Usage):
             trigger(text)
+
+
+def test_an_at_that_would_change_nothing_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text('[[step]]\ndo = "checkpoint"\nat = "80%"\n')
+    assert main(["guard", "--job", "nobody", "--at", "70%", "--policy", str(path)]) == 2
+    assert "--at changes nothing" in capsys.readouterr().err
+    assert main(["guard", "--job", "nobody", "--policy", str(path)]) == 63
