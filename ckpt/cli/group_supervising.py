@@ -9,7 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -21,7 +20,7 @@ from ckpt.errors import Locked, WrongState
 from ckpt.flow.dump import DumpCall
 from ckpt.flow.group_dump import GroupDumpCall, dump_group
 from ckpt.host import supervision as kept
-from ckpt.host.locks import exclusive
+from ckpt.host.locks import exclusive, once_free
 from ckpt.model.group import complete_instants
 from ckpt.model.supervision import AtEnd, Reason, Supervision
 from ckpt.units import CheckpointId, JobName
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 PATIENCE_S: Final = 120.0
 """How long the restore of the group by another member's supervisor is waited for."""
 
-_LOOK_AGAIN_S: Final = 0.05
 _REASONS: Final = frozenset(reason.value for reason in Reason)
 _SILENT: Final = Output(json=False, quiet=True)
 
@@ -77,17 +75,7 @@ def locked(group: JobName) -> Iterator[None]:
     Raises:
         Locked: that takes too long.
     """
-    ends = time.monotonic() + PATIENCE_S
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(wiring_groups.lock(group))
-                break
-            except Locked:
-                if time.monotonic() >= ends:
-                    raise
-                # flock(2) alone would wait, but the file is removed with the lock.
-                time.sleep(_LOOK_AGAIN_S)
+    with once_free(lambda: wiring_groups.lock(group), PATIENCE_S):
         yield
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Final
@@ -22,10 +21,11 @@ from ckpt.cli.run_options import RunCall
 from ckpt.cli.streams import Streams
 from ckpt.cli.supervisor import Teller
 from ckpt.cli.wiring_suspend import suspended_jobs
-from ckpt.errors import CkptError, Locked, NoSuchTarget, WrongState
+from ckpt.errors import CkptError, NoSuchTarget, WrongState
 from ckpt.flow.resume import ResumeCall, Resumed, resume
 from ckpt.host import supervision as kept
 from ckpt.host.feeding import is_cut_short
+from ckpt.host.locks import once_free
 from ckpt.host.starting import STDIN_POSITION
 from ckpt.model.clocks import TimePolicy
 from ckpt.model.inodes import InodePolicy
@@ -42,7 +42,6 @@ _SIGNALLED: Final = 128
 _PATIENCE_S: Final = 60.0
 """How long others are waited for that are at the job."""
 
-_POLL_S: Final = 0.05
 _WORDS_SHOWN: Final = 200
 
 
@@ -94,22 +93,7 @@ def _in_turn(wanted: RunCall, supervision: Supervision) -> Iterator[None]:
             from ckpt.cli.group_supervising import locked  # noqa: PLC0415 - few jobs are in a group
 
             held.enter_context(locked(JobName(supervision.group)))
-        held.enter_context(_patiently(lambda: suspended_jobs().lock(wanted.job)))
-        yield
-
-
-@contextmanager
-def _patiently(lock: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    ends = time.monotonic() + _PATIENCE_S
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(lock())
-                break
-            except Locked:
-                if time.monotonic() >= ends:
-                    raise
-                time.sleep(_POLL_S)
+        held.enter_context(once_free(lambda: suspended_jobs().lock(wanted.job), _PATIENCE_S))
         yield
 
 
@@ -203,7 +187,7 @@ def _discard(view: JobView, wanted: RunCall, teller: Teller) -> None:
     runs = "runs, but " if view.is_alive else ""
     teller.say(f"{job} {runs}lost its input when who fed it was gone: what it did since then does not count")
     if view.is_alive:
-        with _patiently(lambda: wiring.dump_lock(view.record)):
+        with once_free(lambda: wiring.dump_lock(view.record), _PATIENCE_S):
             wiring.kill_job(view.record)
 
 

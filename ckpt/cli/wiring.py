@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -19,7 +18,6 @@ from ckpt.cli.expecting import expecting_dump, expecting_restore
 from ckpt.cli.progress import Teller, announced
 from ckpt.errors import (
     CkptError,
-    Locked,
     NoSuchTarget,
     NotRoot,
     ObjectCorrupt,
@@ -56,7 +54,6 @@ _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 _CHECKPOINT_PATIENCE_S: Final = 60.0
 _END_PATIENCE_S: Final = 10.0
-_POLL_S: Final = 0.05
 _T = TypeVar("_T")
 
 _DUMP_MODULES: Final = (
@@ -430,15 +427,10 @@ def beside_supervisor(name: JobName | None, act: Callable[[], _T]) -> _T:
         Locked: something else is in its way, or that for too long.
         Exception: what `act` raises.
     """
+    from ckpt.host.locks import patiently  # noqa: PLC0415
+
     is_supervised = name is not None and supervisor_of(name) is not None
-    deadline = time.monotonic() + (_CHECKPOINT_PATIENCE_S if is_supervised else 0)
-    while True:
-        try:
-            return act()
-        except Locked:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(_POLL_S)
+    return patiently(act, _CHECKPOINT_PATIENCE_S if is_supervised else 0)
 
 
 def saved_with(name: JobName) -> tuple[tuple[str, ...], tuple[str, ...]]:

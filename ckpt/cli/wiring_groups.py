@@ -7,14 +7,14 @@ so that each of these finds them loaded.
 from __future__ import annotations
 
 import secrets
-import time
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Final
 
 from ckpt.cli import wiring
-from ckpt.errors import Locked, NoSuchTarget, WrongState
+from ckpt.errors import NoSuchTarget, WrongState
 from ckpt.flow.group_dump import GroupDumpPorts
 from ckpt.flow.group_restore import GroupRestorePorts
+from ckpt.host.locks import patiently
 from ckpt.model.checkpoint import GroupInstant
 from ckpt.model.progress import Unwatched
 from ckpt.units import CheckpointId, JobName
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 _PATIENCE_S: Final = 10.0
 """How long the guardian of a killed process is waited for, which holds the locks of its job."""
-
-_LOOK_AGAIN_S: Final = 0.05
 
 
 def lock(group: JobName) -> AbstractContextManager[None]:
@@ -177,14 +175,8 @@ def _end(job: JobName) -> None:
 
 def _finish(job: JobName, checkpoint: CheckpointId) -> None:
     registry = wiring.jobs()
-    ends = time.monotonic() + _PATIENCE_S
     while wiring.runs(job):
-        try:
-            with suppress(NoSuchTarget, WrongState):  # it has just ended
-                wiring.stop_job(job, grace_s=0)
-        except Locked:
-            if time.monotonic() >= ends:
-                raise
-            time.sleep(_LOOK_AGAIN_S)
+        with suppress(NoSuchTarget, WrongState):  # it has just ended
+            patiently(lambda: wiring.stop_job(job, grace_s=0), _PATIENCE_S)
     if registry.load(job).stopped_by != checkpoint:
         registry.mark_stopped(job, checkpoint)

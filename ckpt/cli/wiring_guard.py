@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from ckpt.cli import wiring
 from ckpt.cli.progress import Teller
-from ckpt.errors import Locked, NoSuchTarget, ObjectCorrupt, OsRefused
+from ckpt.errors import NoSuchTarget, ObjectCorrupt, OsRefused
 from ckpt.flow.dump import DumpCall
 from ckpt.flow.dump import dump as take_checkpoint
 from ckpt.flow.guard_ports import GuardPorts
@@ -24,6 +23,7 @@ from ckpt.host.guard.acting import HostActs
 from ckpt.host.guard.room import Room, RoomyFreezer
 from ckpt.host.inspection.inspector import HostInspector
 from ckpt.host.jobs import JobState
+from ckpt.host.locks import patiently
 from ckpt.host.operations import JournaledOperation
 from ckpt.model.checkpoint import DumpOptions
 from ckpt.model.clocks import TimePolicy
@@ -51,7 +51,6 @@ FREEZE_TIMEOUT: Final = Nanoseconds(10 * SECOND)
 LOCK_PATIENCE: Final = Nanoseconds(30 * SECOND)
 """A checkpoint that somebody else has under way is waited for: the next step may be worse for the victim."""
 
-_LOCK_PAUSE_S: Final = 0.1
 _BROUGHT_BACK_WITH_ROOM: Final = frozenset(("memory-limit",))
 """The preflight rule that wants room for a restore at once: a guard waits for it."""
 
@@ -117,14 +116,7 @@ class _Checkpoints:
         Raises:
             CkptError: it runs on.
         """
-        deadline = time.monotonic_ns() + LOCK_PATIENCE
-        while True:
-            try:
-                return self._take(victim)
-            except Locked:
-                if time.monotonic_ns() >= deadline:
-                    raise
-                time.sleep(_LOCK_PAUSE_S)
+        return patiently(lambda: self._take(victim), LOCK_PATIENCE / SECOND)
 
     def has_caller(self, victim: Victim) -> bool:
         """Whether only who started the victim can bring it back, as its input comes from there."""

@@ -13,8 +13,9 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Final, TypeVar
 
 from ckpt.errors import Locked, NoSpace, OsRefused
 from ckpt.host.process_table import process_ref
@@ -22,6 +23,9 @@ from ckpt.units import MILLISECOND, Nanoseconds
 
 _PATIENCE: Final = Nanoseconds(200 * MILLISECOND)
 """How long a lock is waited for whose holder cannot be named."""
+
+_LOOK_AGAIN_S: Final = 0.05
+_T = TypeVar("_T")
 
 
 @contextlib.contextmanager
@@ -39,6 +43,44 @@ def exclusive(directory: str, names: Iterable[str], *, subject: str) -> Iterator
             raise _refused(directory, error) from error
         for name in sorted(set(names)):
             held.enter_context(_lock(f"{directory}/{name}", subject))
+        yield
+
+
+def patiently(
+    act: Callable[[], _T], patience_s: float, *, gives_up: Callable[[], bool] = lambda: False
+) -> _T:
+    """What `act` gives; as long as somebody's lock is in its way it is tried again.
+
+    Args:
+        act: Raises Locked before it has done anything.
+        patience_s: For how long it is tried.
+        gives_up: Whether it is of no use to wait any more.
+
+    Raises:
+        Locked: that took too long, or waiting is of no use.
+        Exception: what else `act` raises.
+    """
+    ends = time.monotonic() + patience_s
+    while True:
+        try:
+            return act()
+        except Locked:
+            if time.monotonic() >= ends or gives_up():
+                raise
+            # flock(2) alone would wait, but the file goes with the lock, and several are taken or none.
+            time.sleep(_LOOK_AGAIN_S)
+
+
+@contextlib.contextmanager
+def once_free(
+    lock: Callable[[], AbstractContextManager[None]],
+    patience_s: float,
+    *,
+    gives_up: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
+    """Hold a lock, once nobody else does; arguments and errors as of patiently()."""
+    with contextlib.ExitStack() as held:
+        patiently(lambda: held.enter_context(lock()), patience_s, gives_up=gives_up)
         yield
 
 

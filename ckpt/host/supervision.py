@@ -15,15 +15,14 @@ import contextlib
 import errno
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from ckpt.errors import CkptError, Locked, NoSpace, ObjectCorrupt, OsRefused
+from ckpt.errors import CkptError, NoSpace, ObjectCorrupt, OsRefused
 from ckpt.host.feeding import is_position_exact
 from ckpt.host.jobs import STATE_VARIABLE, JobRegistry, check_name
-from ckpt.host.locks import exclusive
+from ckpt.host.locks import exclusive, once_free
 from ckpt.host.process_table import process_ref
 from ckpt.host.starting import ERRORS_LOG, STDIN_POSITION
 from ckpt.model.checkpoint import ClosingOptions, DumpOptions
@@ -37,7 +36,6 @@ PATIENCE_S: Final = 120.0
 
 _VERSION: Final = 1
 _DOCUMENT_BYTES_MAX: Final = 1 << 20
-_POLL_S: Final = 0.05
 
 
 def save(registry: JobRegistry, job: JobName, supervision: Supervision) -> None:
@@ -112,16 +110,11 @@ def lock(registry: JobRegistry, job: JobName, *, patience_s: float = PATIENCE_S)
         Locked: there is one that lives; names its pid.
     """
     directory, name = f"{registry.state}/locks", f"supervisor-{check_name(job)}"
-    ends = time.monotonic() + patience_s
-    with contextlib.ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(exclusive(directory, [name], subject=f"The supervision of job {job}"))
-                break
-            except Locked:
-                if _living_holder(f"{directory}/{name}") is not None or time.monotonic() >= ends:
-                    raise
-                time.sleep(_POLL_S)
+    with once_free(
+        lambda: exclusive(directory, [name], subject=f"The supervision of job {job}"),
+        patience_s,
+        gives_up=lambda: _living_holder(f"{directory}/{name}") is not None,
+    ):
         yield
 
 

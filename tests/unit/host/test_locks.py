@@ -71,3 +71,22 @@ def test_a_lock_that_is_being_swept_after_a_holder_that_nobody_has_reaped_is_wai
     letting_go.join()
     with dead:
         pass
+
+
+def test_what_another_one_is_in_the_way_of_is_tried_again_until_patience_ends() -> None:
+    attempts: list[int] = []
+
+    def third_time() -> str:
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise Locked(subject="Job web", holder="process 1")
+        return "done"
+
+    def never() -> None:
+        raise Locked(subject="Job web", holder="process 1")
+
+    assert locks.patiently(third_time, 5.0) == "done"
+    with pytest.raises(Locked):
+        locks.patiently(never, 0.1)
+    with pytest.raises(Locked):
+        locks.patiently(never, 600.0, gives_up=lambda: True)
