@@ -15,30 +15,14 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define PAGE 4096
-#define WORDS (PAGE / 8)
+#include "pages.h"
+
 #define STEPS_PER_UNIT 1000000
-
-static uint64_t state = 88172645463325252ull;
-
-static uint64_t noise(void) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state;
-}
 
 static double now(clockid_t clock) {
     struct timespec time;
     clock_gettime(clock, &time);
     return time.tv_sec + time.tv_nsec / 1e9;
-}
-
-static uint64_t seal(uint64_t number, uint64_t page) { return ~number ^ (page << 20); }
-
-static void put(uint64_t *at, uint64_t page) {
-    at[0] = noise();
-    at[1] = seal(at[0], page);
 }
 
 int main(int count, char **words) {

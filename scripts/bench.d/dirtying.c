@@ -18,32 +18,16 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PAGE 4096
-#define WORDS (PAGE / 8)
+#include "pages.h"
+
 #define TICK_NS 1000000
 /* What was missed in a longer pause is not made up for. */
 #define MISSED_NS (5 * TICK_NS)
-
-static uint64_t state = 88172645463325252ull;
-
-static uint64_t noise(void) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state;
-}
 
 static uint64_t now(clockid_t clock) {
     struct timespec time;
     clock_gettime(clock, &time);
     return time.tv_sec * 1000000000ull + time.tv_nsec;
-}
-
-static uint64_t seal(uint64_t number, uint64_t page) { return ~number ^ (page << 20); }
-
-static void put(uint64_t *at, uint64_t page) {
-    at[0] = noise();
-    at[1] = seal(at[0], page);
 }
 
 int main(int count, char **words) {
