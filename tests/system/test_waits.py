@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,68 @@ def test_the_timers_of_a_held_process_are_put_off_and_those_of_the_wall_clock_se
     assert not set(before.boottime) & set(after.boottime)
     for end_ns in before.boottime:
         assert any(abs(later_ns - 5 * SECOND - end_ns) < SECOND for later_ns in after.boottime)
+
+
+#: Sets one timer of the kind and with the interval that it is told, and says how often it fired within a second of
+#: being asked, and whether it is armed then.
+TIMER = """
+import ctypes, signal, sys
+kind, interval_s = sys.argv[1], int(sys.argv[2])
+signals = {signal.SIGALRM}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+libc, timer, spec = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p(), (ctypes.c_long * 4)(interval_s, 0, 1, 0)
+if kind == "itimer":
+    signal.setitimer(signal.ITIMER_REAL, 1, interval_s)
+else:
+    assert libc.timer_create(int(kind), None, ctypes.byref(timer)) == 0
+    assert libc.timer_settime(timer, 0, spec, None) == 0
+print("set", flush=True)
+sys.stdin.readline()
+fired = 0
+while signal.sigtimedwait(signals, 1):
+    fired += 1
+if kind == "itimer":
+    left_s = signal.getitimer(signal.ITIMER_REAL)[0]
+else:
+    assert libc.timer_gettime(timer, spec) == 0
+    left_s = spec[2] + spec[3] / 1e9
+print(fired, 0 < left_s <= interval_s + 1)
+"""
+
+
+@pytest.mark.parametrize("interval_s", [0, 100])
+@pytest.mark.parametrize("kind", ["itimer", time.CLOCK_MONOTONIC, time.CLOCK_REALTIME])
+def test_a_timer_that_fires_while_it_is_put_off_has_fired_once(
+    monkeypatch: pytest.MonkeyPatch, kind: object, interval_s: int
+) -> None:
+    asked = 36 if kind == "itimer" else 224  # getitimer(2), timer_gettime(2)
+    call = ptrace.Tracee.call
+
+    def slow(tracee: ptrace.Tracee, number: int, *arguments: int) -> int:
+        result = call(tracee, number, *arguments)
+        if number == asked:
+            time.sleep(1.2)
+        return result
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", TIMER, str(kind), str(interval_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "set\n"
+        [tracee] = ptrace.seize([Pid(process.pid)], lambda: None)
+        with monkeypatch.context() as patched:
+            patched.setattr(ptrace.Tracee, "call", slow)
+            signalling_timers.put_off(tracee, Nanoseconds(100 * MS))
+        tracee.detach()
+        said, _ = process.communicate("\n", timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert said.split() == ["1", str(interval_s > 0)]
 
 
 def test_tail_follows_its_file_through_two_restores(workload: Workload, ckpt: Ckpt) -> None:
