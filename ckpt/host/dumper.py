@@ -33,6 +33,7 @@ from ckpt.host.criu.worker import Hooks, Notice, Worker
 from ckpt.host.criu_killing import kill_criu
 from ckpt.host.inodes.fuse.living import launcher_for
 from ckpt.host.inspection.inspector import as_host_view
+from ckpt.host.jobs import JobRegistry
 from ckpt.host.kept_log import DUMP_LOG, keeping_log
 from ckpt.host.network import reading
 from ckpt.host.operations import JournaledOperation
@@ -98,7 +99,10 @@ class CriuDumper:
 
     def external_mounts(self, tree: Tree) -> tuple[ExternalMount, ...]:
         """The mounts of a tree with its own mount namespace that are taken from the host at restore."""
-        return mounts.external_mounts(tree.root) if tree.owns("mnt") else ()
+        if not tree.owns("mnt"):
+            return ()
+        begun_with = JobRegistry(str(self._state)).host_mounts_of(tree.root)
+        return mounts.external_mounts(tree.root, [process.pid for process in tree.processes], begun_with)
 
     def outside_files(self, trees: tuple[Tree, ...]) -> tuple[OutsideFile, ...]:
         """Pipes and terminals that the workload shares with processes outside."""

@@ -30,6 +30,7 @@ from ckpt.host import cgroups, linux
 from ckpt.host.launch import Exit, open_pidfd
 from ckpt.host.locks import exclusive
 from ckpt.host.migrations import Migrations
+from ckpt.host.mounts import Shows, shown_by_host
 from ckpt.host.process_table import ProcessRef, boot_id, is_alive, process_ref
 from ckpt.model.origin import Origin
 from ckpt.units import ByteCount, CheckpointId, JobName, Nanoseconds, Pid
@@ -68,6 +69,7 @@ class JobRecord:
     `connection_locks` are those that CRIU has left when it was stopped (connection_locks.py). `feeder` is the process that
     feeds it its standard input through a pipe, dead or alive; None for a job that none feeds (feeding.py). `started_as` is
     the command line that it was once started by, also after restores, () if it was elsewhere; `argv` is what it has now.
+    `host_mounts` are the host's mounts that it was begun with in a mount namespace of its own (mounts.shown_by_host()).
     """
 
     name: JobName
@@ -88,6 +90,7 @@ class JobRecord:
     connection_locks: tuple[str, ...] = ()
     feeder: ProcessRef | None = None
     started_as: tuple[str, ...] = ()
+    host_mounts: tuple[Shows, ...] = ()
 
     @property
     def cgroup(self) -> str:
@@ -302,6 +305,12 @@ class JobRegistry:
                     return name
         return None
 
+    def host_mounts_of(self, root: Pid) -> tuple[Shows, ...]:
+        """The host's mounts that the running job with this root was begun with; () if there is none."""
+        job = self.with_root([root])
+        record = self.find(job) if job is not None else None
+        return record.host_mounts if record is not None else ()
+
     def cgroup_of(self, job: JobName) -> str | None:
         """The absolute path of the job's cgroup; None if there is no such job."""
         with suppress(NoSuchTarget):
@@ -366,6 +375,7 @@ class JobRegistry:
             group=origin.group or (former.group if former is not None else ""),
             feeder=feeder,
             started_as=former.started_as if former is not None else (),
+            host_mounts=shown_by_host(root),
         )
         self.save(record)
         return record
@@ -563,6 +573,9 @@ def _record(document: dict[str, Any]) -> JobRecord:
         document[name] = tuple(map(str, document[name]))
     for name in ("root", "command", "shim"):
         document[name] = _process(document[name])
+    document["host_mounts"] = tuple(
+        (str(place), str(device), str(root)) for place, device, root in document.get("host_mounts", ())
+    )
     feeder = document.get("feeder")
     document["feeder"] = None if feeder is None else _process(feeder)
     record = JobRecord(**document)

@@ -4,6 +4,8 @@ Rules:
 - A mount that the host has at the same place, of the same file system, is not saved: it is `external`, and at
   restore the host's is bound there again. What only the job has (its /proc, a tmpfs that it mounted) is left
   to CRIU, which saves it or refuses while the job still runs.
+- What the job was begun with, and the host has unmounted since, is as external as before, as long as the job holds no
+  file of it: others unmount what they want, and a job that does not need it must not suffer. It is not the job's own.
 - CRIU knows external mounts by their place alone. Where a mount of the job's own covers one of the host's,
   it would be replaced without a word: such a job is refused.
 - The root is never external: it is CRIU's option `root`, a private bind of "/" (ckpt.host.launch).
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ckpt.errors import CannotCheckpoint, OsRefused
+from ckpt.host.inspection.holdings import read_holdings
 from ckpt.model.workload import ExternalMount
 from ckpt.units import Pid
 
@@ -30,6 +33,9 @@ KERNEL_FILESYSTEMS: Final = frozenset(
 
 IN_MEMORY: Final = frozenset(("tmpfs", "ramfs"))
 """File systems that a reboot empties."""
+
+Shows = tuple[str, str, str]
+"""The mountpoint of a mount, its device as "major:minor", and what of its file system is mounted."""
 
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
@@ -47,7 +53,7 @@ class Mount:
     source: str
 
     @property
-    def shows(self) -> tuple[str, str, str]:
+    def shows(self) -> Shows:
         """What is seen where: equal for two mounts of one thing at one place."""
         return (self.mountpoint, self.device, self.root)
 
@@ -83,16 +89,40 @@ def has_own_mounts(pid: Pid) -> bool:
     return os.stat(f"/proc/{pid}/ns/mnt").st_ino != os.stat("/proc/self/ns/mnt").st_ino
 
 
-def external_mounts(pid: Pid) -> tuple[ExternalMount, ...]:
-    """The mounts that a dump of the tree below `pid` does not save; none for one in our own namespace.
+def shown_by_host(pid: Pid) -> tuple[Shows, ...]:
+    """What the process's own mount namespace and the host have both mounted now; () if it lives in ours, or has ended."""
+    try:
+        if not has_own_mounts(pid):
+            return ()
+        inside = {mount.shows for mount in mounts_of(pid)}
+    except OSError:
+        return ()
+    return tuple(mount.shows for mount in mounts_of("self") if mount.shows in inside)
+
+
+def external_mounts(
+    root: Pid, pids: Iterable[Pid] = (), begun_with: Collection[Shows] = ()
+) -> tuple[ExternalMount, ...]:
+    """The mounts that a dump of the tree below `root` does not save; none for one in our own namespace.
+
+    Args:
+        root: The root of the tree.
+        pids: The processes of the tree, whose files count.
+        begun_with: What shown_by_host() gave when the tree was begun.
 
     Raises:
         CannotCheckpoint: a mount of the workload's own covers one of the host's.
         OSError: there is no such process.
     """
-    if not has_own_mounts(pid):
+    if not has_own_mounts(root):
         return ()
-    return choose_external(f"process {pid}", mounts_of(pid), mounts_of("self"))
+    inside, host = mounts_of(root), mounts_of("self")
+    present = {mount.shows for mount in host}
+    gone = [mount for mount in inside if mount.shows in begun_with and mount.shows not in present]
+    if gone:
+        held = {hold.path for pid in pids for hold in read_holdings(pid, None).holds}
+        gone = [mount for mount in gone if not _has_any(mount.mountpoint, held)]
+    return choose_external(f"process {root}", inside, (*host, *gone))
 
 
 def choose_external(target: str, inside: Iterable[Mount], host: Iterable[Mount]) -> tuple[ExternalMount, ...]:
@@ -101,13 +131,13 @@ def choose_external(target: str, inside: Iterable[Mount], host: Iterable[Mount])
     Raises:
         CannotCheckpoint: a mount of the workload's own covers one of the host's.
     """
-    shown_by_host = {mount.shows for mount in host}
+    present = {mount.shows for mount in host}
     chosen: dict[str, ExternalMount] = {}
     own: dict[str, Mount] = {}
     for mount in inside:
         if mount.mountpoint == "/":
             continue
-        if mount.shows not in shown_by_host:
+        if mount.shows not in present:
             own[mount.mountpoint] = mount
             continue
         # A place can be mounted over several times; the topmost, which is seen, is the last.
@@ -211,10 +241,7 @@ def _problem(mount: ExternalMount, mounts: Mapping[str, Mount], held: Collection
     place = mount.mountpoint
     present = mounts.get(place)
     wanted = f"{mount.filesystem} ({mount.source})"
-    needed = mount.filesystem in KERNEL_FILESYSTEMS or any(
-        path == place or path.startswith(place + "/") for path in held
-    )
-    if not needed:
+    if mount.filesystem not in KERNEL_FILESYSTEMS and not _has_any(place, held):
         return ""
     if not os.path.lexists(place):
         return f"{place} does not exist, where {wanted} was mounted"
@@ -223,6 +250,10 @@ def _problem(mount: ExternalMount, mounts: Mapping[str, Mount], held: Collection
     if present.filesystem != mount.filesystem:
         return f"{place} is {present.filesystem} ({present.source}) now, and was {wanted}"
     return ""
+
+
+def _has_any(place: str, paths: Iterable[str]) -> bool:
+    return any(path == place or path.startswith(place + "/") for path in paths)
 
 
 def _unescape(field: bytes) -> str:

@@ -23,6 +23,7 @@ from ckpt.host.freezer_control import Control, control_of
 from ckpt.host.guard.memory import make_memory_cgroup
 from ckpt.host.jobs import JobRecord, JobRegistry, cgroup_name, remove_cgroups
 from ckpt.host.launch import JobSpec, StartedJob, Stdio
+from ckpt.host.mounts import shown_by_host
 from ckpt.host.network.building import build, host_link_of
 from ckpt.host.outside import JobTerminal
 from ckpt.host.process_table import ProcessRef, boot_id
@@ -241,4 +242,5 @@ def _record(command: Command, started: StartedJob, places: tuple[str, ...], log:
         group=command.group,
         feeder=command.feeder,
         started_as=command.argv,
+        host_mounts=shown_by_host(started.root.pid),
     )

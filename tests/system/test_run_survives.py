@@ -111,3 +111,32 @@ def test_what_others_had_mounted_meanwhile_and_nobody_needs_is_not_missed(
     ckpt("dump", name, "--stop")
     assert str(place) not in str(ckpt("show", name)["external_mounts"])
     ckpt("rm-job", name)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_what_the_host_has_unmounted_meanwhile_and_nobody_needs_is_not_missed(
+    ckpt: Ckpt, tmp_path: Path, *, used: bool
+) -> None:
+    name, place, image = ckpt.new_job_name(), tmp_path / "disk", tmp_path / "image"
+    place.mkdir()
+    with image.open("wb") as stream:
+        stream.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
+    try:
+        (place / "file").write_text("held")
+        command = ["sh", "-c", f"exec sleep 1000 <{place / 'file'}"] if used else ["sleep", "1000"]
+        ckpt("run", "--detach", "--name", name, "--", *command)
+    finally:
+        subprocess.run(["umount", place], check=True)
+    if used:
+        error = ckpt("dump", name, exit_code=21)["error"]
+        assert str(place) in error["message"]
+        ckpt("rm-job", name, "--force")
+        return
+    # Also with those that the restored job was begun with.
+    for _ in range(2):
+        ckpt("dump", name, "--stop")
+        ckpt("restore", name)
+    ckpt("dump", name, "--stop")
+    ckpt("rm-job", name)

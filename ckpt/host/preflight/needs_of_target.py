@@ -81,7 +81,8 @@ def needs_of_target(target: Target, state: str, *, digest_limit: ByteCount = DIG
     facts = read_host_facts("", "")
     memory = ByteCount(sum(map(_memory_of, taken.processes)))
     looked = list(_sockets(taken))
-    volumes = HostVolumes(state, JobRegistry(state)).images(target)
+    registry = JobRegistry(state)
+    volumes = HostVolumes(state, registry).images(target)
     places = frozenset(record.mountpoint for record, _ in volumes)
     return Needs(
         subject=str(target.ref),
@@ -94,7 +95,9 @@ def needs_of_target(target: Target, state: str, *, digest_limit: ByteCount = DIG
         mounts=tuple(
             mount
             for tree in taken.trees
-            for mount in mounts.external_mounts(tree.root)
+            for mount in mounts.external_mounts(
+                tree.root, [process.pid for process in tree.processes], registry.host_mounts_of(tree.root)
+            )
             if mount.mountpoint not in places
         ),
         volumes=tuple(
