@@ -6,7 +6,7 @@ example; the class demands it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -16,6 +16,11 @@ import click
 from ckpt.cli.output import Output
 
 DEFAULT_STORE: Final = "/var/lib/ckpt/store"
+
+Sections = Mapping[str, Sequence[str]]
+"""From the title of a section of the help to the names of the parameters in it."""
+
+_OTHER_OPTIONS: Final = "Options"
 
 
 class Verbosity(IntEnum):
@@ -64,11 +69,32 @@ class Call:
 class Command(click.Command):
     """A command with --json, and an example at the end of its help."""
 
-    def __init__(self, *arguments: Any, example: str, **attributes: Any) -> None:
-        """Take click's own arguments, and the example: a whole command line."""
+    def __init__(
+        self, *arguments: Any, example: str, sections: Sections | None = None, **attributes: Any
+    ) -> None:
+        """Take click's own arguments, the example, a whole command line, and the sections of its options."""
         super().__init__(*arguments, **attributes)
         self.example = example
+        self.sections = sections or {}
         self.params += options_of_ckpt()
+
+    def options_by_section(self) -> dict[str, list[click.Option]]:
+        """The options that help shows, in their order; under "Options" those that are in no section of their own."""
+        by_name = {name: section for section, names in self.sections.items() for name in names}
+        found: dict[str, list[click.Option]] = {section: [] for section in self.sections}
+        for option in self.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                found.setdefault(by_name.get(str(option.name), _OTHER_OPTIONS), []).append(option)
+        return found
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        found = self.options_by_section()
+        if (help_option := self.get_help_option(ctx)) is not None:
+            found.setdefault(_OTHER_OPTIONS, []).append(help_option)
+        for section, options in found.items():
+            with formatter.section(section):
+                formatter.write_dl([line for option in options if (line := option.get_help_record(ctx))])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write the example."""
@@ -77,10 +103,10 @@ class Command(click.Command):
 
 
 def make_command(
-    name: str, *, example: str, **attributes: Any
+    name: str, *, example: str, sections: Sections | None = None, **attributes: Any
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make the function a command of this name."""
-    return click.command(name, cls=Command, example=example, **attributes)
+    """Make the function a command of this name; `sections` of its options come before the rest of them."""
+    return click.command(name, cls=Command, example=example, sections=sections, **attributes)
 
 
 def options_of_ckpt() -> list[click.Parameter]:

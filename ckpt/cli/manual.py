@@ -25,8 +25,11 @@ EXIT_CODES: Final = (
     ("40-44", "the store: unusable or its key is wrong 40, not there 41, damaged 42, unknown format 43, untrusted 44"),
     ("50-55", "the other host: unreachable 51, host key 52, ckpt failed there 53, no common protocol 54, set-up failed 55"),
     ("60-63", "conflict: locked 61, wrong state 62, no such process, cgroup, job or trusted key 63"),
+    ("65", "jobs that belong together could not be dumped or restored together"),
     ("70", "a bug in ckpt"),
+    ("75", "ckpt run, ckpt wait: the job lives on in a checkpoint; run the same command again"),
     ("90", "undoing failed: run ckpt recover and look at the workload"),
+    ("126-127", "ckpt run in the foreground: CMD cannot be executed 126, is not there 127"),
     ("130", "interrupted"),
 )  # fmt: skip
 
@@ -91,7 +94,7 @@ def _command_page(name: str, line: str, command: Command) -> str:
             ".SH DESCRIPTION",
             _paragraphs(command.help or ""),
             ".SH OPTIONS",
-            *_options(command),
+            *_options_by_section(command),
             *_MORE_OPTIONS,
             ".SH EXAMPLE",
             *_example(command.example),
@@ -172,6 +175,18 @@ def _options(command: click.Command) -> list[str]:
         _item(_spelling(parameter), _meaning(parameter))
         for parameter in command.params
         if isinstance(parameter, click.Option) and not parameter.hidden
+    ]
+
+
+def _options_by_section(command: Command) -> list[str]:
+    found = command.options_by_section()
+    return [
+        text
+        for section, options in found.items()
+        for text in (
+            *([f".SS {_text(section)}"] if len(found) > 1 else []),
+            *(_item(_spelling(option), _meaning(option)) for option in options),
+        )
     ]
 
 

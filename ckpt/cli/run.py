@@ -11,7 +11,7 @@ from ckpt.cli import wiring
 from ckpt.cli.attachment import attend, sources_of
 from ckpt.cli.call import Call, make_command
 from ckpt.cli.failures import text_of
-from ckpt.cli.run_options import RunCall, run_call, run_parameters
+from ckpt.cli.run_options import SECTIONS, RunCall, run_call, run_parameters
 from ckpt.cli.streams import Streams
 from ckpt.cli.supervising import hold_signals
 from ckpt.errors import CommandFailed, Interrupted
@@ -28,6 +28,7 @@ _NOT_RUN: Final = (126, 127)
 @make_command(
     "run",
     example="ckpt run --name sim --every 10m --keep 3 --resume -- ./simulate --steps 100000",
+    sections=SECTIONS,
     # What follows CMD belongs to CMD.
     context_settings={"allow_interspersed_args": False},
 )

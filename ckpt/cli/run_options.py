@@ -52,6 +52,23 @@ _NEEDS_SUPERVISION: Final = (
     "ghost_limit",
 )
 
+SECTIONS: Final = {
+    "The job": ("name", "detach", "log", "tty", "memory_max", "volumes", "own_network"),
+    "Checkpoints while it runs": (
+        *("every", "max_frozen", "mtbf", "resume", "on_term", "grace", "group"),
+        *("keep", "at_end", "store_max"),
+    ),
+    "What they take": (
+        "with_files",
+        "tcp_established",
+        "tcp_close",
+        "shell_job",
+        "external_unix",
+        "ghost_limit",
+    ),
+}
+"""The sections of the help, with the names of the parameters."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCall:

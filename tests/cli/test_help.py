@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckpt import VERSION
+from ckpt.cli.call import Command
 from ckpt.cli.group import COMMANDS, ckpt
 from ckpt.cli.lazy import Group
 from ckpt.cli.main import main
@@ -35,7 +36,12 @@ def test_every_command_has_help_with_an_example_and_takes_json(
     shown = capsys.readouterr().out
     assert f"Example:\n  ckpt {path} " in f"{shown.rstrip()} "
     assert "--json" in shown
-    assert PATHS[path].name == path.rsplit(maxsplit=1)[-1]
+    found = PATHS[path]
+    assert found.name == path.rsplit(maxsplit=1)[-1]
+    if isinstance(found, Command):
+        names = [name for section in found.sections.values() for name in section]
+        assert len(names) == len(set(names)) == len({param.name for param in found.params} & set(names))
+        assert all(f"\n{section}:\n" in shown for section in found.sections)
 
 
 @pytest.mark.parametrize("path", [path for path, found in PATHS.items() if isinstance(found, Group)])
