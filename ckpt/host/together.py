@@ -207,16 +207,21 @@ class _Run(Generic[Report]):
                     self._note_arrivals()
                     poll.unregister(pidfd)
                     self._note_end(self._living.pop(pidfd))
+                # Last: who died where the others wait for it must not have let them go.
+                self._let_go()
 
     def _note_arrivals(self) -> None:
         content = b""
         with suppress(BlockingIOError):
             content = os.read(self._came, _ARRIVAL.size * 1024)
         for who, point, said in _ARRIVAL.iter_unpack(content):
-            there = self.ends.said.setdefault(point, {})
-            is_new = who not in there
-            there.setdefault(who, said)
-            if is_new and len(there) == len(self._members) and not self._is_broken:
+            self.ends.said.setdefault(point, {}).setdefault(who, said)
+
+    def _let_go(self) -> None:
+        if self._is_broken:
+            return
+        for point, there in self.ends.said.items():
+            if point not in self.ends.let_go and len(there) == len(self._members):
                 self.ends.let_go.add(point)
                 _NUMBER.pack_into(self._channels.numbers, point * _NUMBER.size, max(there.values()))
                 os.eventfd_write(self._channels.open[point], 1)

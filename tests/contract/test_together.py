@@ -83,6 +83,7 @@ def test_a_process_that_is_killed_breaks_the_meeting_and_leaves_no_descriptor() 
 
 def test_nobody_goes_on_from_a_point_at_which_another_one_died() -> None:
     told, tells = os.pipe()
+    parent = os.getpid()
 
     def work(member: JobName, meeting: Meeting) -> Problem:
         if member == B:
@@ -90,6 +91,10 @@ def test_nobody_goes_on_from_a_point_at_which_another_one_died() -> None:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, 0.05)
         else:
+            # The parent hears of both at once.
+            waking = f"sleep 0.5; kill -CONT {parent}"
+            os.posix_spawn("/bin/sh", ["sh", "-c", waking], os.environ)
+            os.kill(parent, signal.SIGSTOP)
             (other,) = struct.unpack("i", os.read(told, 4))
             await_condition(lambda: is_dead(other), "the other one to end")
         return report(member, meeting.arrive(Point.FIRST))
