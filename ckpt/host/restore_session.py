@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,8 +62,10 @@ from ckpt.host.network.restoring import RestoredNetworks
 from ckpt.host.operations import JournaledOperation
 from ckpt.host.outside import NOTHING_JOINED, Joined, standard_input
 from ckpt.host.process_table import ProcessRef, all_processes, descendants, stat_of
+from ckpt.host.saved_files_appended import job_of_own_file
 from ckpt.host.setting_again import set_again
 from ckpt.host.signals import uninterrupted
+from ckpt.host.starting import LOG
 from ckpt.host.timens import TimeNamespace
 from ckpt.host.virtual import covering
 from ckpt.host.virtual.carrying import carries_stub
@@ -517,7 +519,7 @@ class CriuRestoreSession:
         self._jobs.refuse_running(place.job)
         self._forget_new_job()
         directory = self._jobs.prepare(place.job)
-        self._log = place.joined.log or f"{directory}/log"
+        self._log = place.joined.log or _log_held(place.held, self._jobs.state) or f"{directory}/log"
         self._undo.callback(self._close_namespaces)
         self._networks = RestoredNetworks.make(place.networks, self._jobs.state, place.job)
         self._undo.callback(self._networks.close)
@@ -708,6 +710,13 @@ def _moved_to(path: str, hierarchy: str, records: tuple[CgroupRecord, ...]) -> t
         else record
         for record in records
     )
+
+
+def _log_held(held: Collection[str], state: str) -> str:
+    """The job's log that the workload writes to, also that of another job that it was; "" for none."""
+    own = os.path.realpath(state)
+    logs = [path for path in held if os.path.basename(path) == LOG and job_of_own_file(path, own)]
+    return min(logs, default="")
 
 
 def _first_free_pid(trees: tuple[Tree, ...]) -> int:

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from ckpt.host.criu.regular_files import accept_changed
 from ckpt.host.inodes import calls
 from ckpt.host.inodes.changes import Changes
 from ckpt.host.inodes.contents import Attributes, SavedContents
+from ckpt.host.inodes.directories import MadeDirectories
 from ckpt.host.inodes.ledger import Ledger, Made
 from ckpt.host.inodes.places import Refused, opened_place
 from ckpt.host.operations import JournaledOperation
@@ -69,7 +69,7 @@ class WrittenFiles:
         self._contents = SavedContents(ledger)
         self._links = Changes(ledger)
         self._aside: list[tuple[str, str]] = []
-        self._tops: list[str] = []
+        self._directories = MadeDirectories(operation)
         self._warnings: list[str] = []
 
     @property
@@ -119,8 +119,7 @@ class WrittenFiles:
         for directory, stray in looked.stray.items():
             self._move_aside(directory, stray)
         for top, path in looked.tops.items():
-            self._operation.note_directory(top)
-            self._tops.append(top)
+            self._directories.note(top)
             self._warnings.append(
                 f"the directory {top} was missing and was made" + (f", for {path}" if path != top else "")
             )
@@ -148,10 +147,7 @@ class WrittenFiles:
                 changes.undo()
             except CkptError as error:
                 failed = error
-        for top in self._tops:
-            shutil.rmtree(top, ignore_errors=True)
-            self._operation.forget_directory(top)
-        self._tops.clear()
+        self._directories.undo()
         for directory, aside in self._aside:
             try:
                 move_back(directory, aside)
@@ -169,7 +165,7 @@ class WrittenFiles:
         for _, aside in self._aside:
             remove_older(aside)
         self._aside.clear()
-        self._tops.clear()
+        self._directories.settle()
 
     def _move_newer_aside(self, directory: str, saved: set[str]) -> None:
         with _told("move files aside in", directory):
@@ -191,7 +187,7 @@ class WrittenFiles:
     def _write(self, content: Content, first: str | None) -> None:
         """Write the file; `first` is another name of it that has been written, None for none."""
         file = content.file
-        _make_parents(file)
+        self._directories.make_above(file.path, file.uid, file.gid)
         if first is not None and self._is_linked(file.path, first):
             return
         with _told("read", content.copy):
@@ -231,19 +227,6 @@ def _make_directory(directory: ShippedDirectory) -> None:
         os.mkdir(path, mode=0o700)
         os.chown(path, directory.uid, directory.gid)
         os.chmod(path, directory.mode & PERMISSIONS)
-
-
-def _make_parents(file: SavedFile) -> None:
-    """Make the directories above the file that are missing; the topmost is noted."""
-    missing = []
-    directory = os.path.dirname(file.path)
-    while not os.path.lexists(directory):
-        missing.append(directory)
-        directory = os.path.dirname(directory)
-    with _told("make the directory", os.path.dirname(file.path)):
-        for each in reversed(missing):
-            os.mkdir(each, mode=0o755)
-            os.chown(each, file.uid, file.gid)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Final
 from ckpt.errors import HostMismatch, NoSpace
 from ckpt.host.inodes import calls, copying
 from ckpt.host.inodes.attributes import attributes_of
+from ckpt.host.inodes.directories import topmost_missing
 from ckpt.host.inodes.places import Place, Refused, is_plain, is_written_elsewhere, opened_place
 from ckpt.host.saved_files_appended import job_of_own_file
 from ckpt.host.saved_files_found import is_below
@@ -231,11 +232,7 @@ def _missing_top(path: str) -> str:
     """The topmost directory of the path that is missing, "" if none is."""
     if not is_plain(path):
         raise Refused("its path is not absolute and plain")
-    top = ""
-    directory = os.path.dirname(path)
-    while not os.path.lexists(directory):
-        top, directory = directory, os.path.dirname(directory)
-    return top
+    return topmost_missing(path)
 
 
 def _check_space(looked: Looked) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,28 @@ def test_logs_go_on_through_dump_and_restore_without_a_gap(ckpt: Ckpt) -> None:
     await_condition(lambda: len(counted()) > before + 5, "the restored job to count on")
     numbers = counted()
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_job_that_was_forgotten_comes_back_under_another_name_or_leaves_nothing(
+    ckpt: Ckpt, tmp_path: Path
+) -> None:
+    old, new, log = ckpt.new_job_name(), ckpt.new_job_name(), tmp_path / "of the command" / "deep" / "log"
+    log.parent.mkdir(parents=True)
+    counting = f"exec 3>>'{log}'; n=0; while sleep 0.02; do echo $((n += 1)); echo $n >&3; done"
+    start(ckpt, old, "/bin/sh", "-c", counting)
+    await_condition(lambda: log.read_text().count("\n") > 5, "the job to count")
+    dumped = ckpt("dump", old, "--stop")
+    ckpt("rm-job", old)
+    # Its own log and the other one are gone with their directories.
+    shutil.rmtree(log.parents[1])
+    ckpt("restore", dumped["id"], "--name", new, exit_code=24, CKPT_CRIU="/bin/false")
+    assert not log.parents[1].exists()
+    assert not (ckpt.state / "jobs" / old).exists()
+    ckpt("restore", dumped["id"], "--name", new)
+    await_condition(lambda: log.read_text().count("\n") > 5, "the restored job to count on")
+    assert ckpt.run("logs", new).stdout.splitlines()[:5] == log.read_text().splitlines()[:5]
+    ckpt("stop", new)
+    ckpt("rm-job", new)
 
 
 def test_the_log_of_a_detached_job_has_both_its_outputs_in_order(ckpt: Ckpt, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from typing import Final
 from ckpt.errors import CkptError, OsRefused, Usage
 from ckpt.host.criu.paths import held_paths
 from ckpt.host.inodes.contents import Attributes, SavedContents
+from ckpt.host.inodes.directories import MadeDirectories, topmost_missing
 from ckpt.host.inodes.fuse import choosing
 from ckpt.host.inodes.ledger import Ledger
 from ckpt.host.inodes.moved import MovedFile, Rung, matches
@@ -67,6 +68,7 @@ class HostKeeper:
         rungs: tuple[Rung, ...] = (PinnedFiles(state, ledger), PlacedFiles(state, ledger))
         self._rungs = tuple(rung for rung in rungs if rung.method in allowed)
         self._logs = SavedContents(ledger)
+        self._directories = MadeDirectories(operation)
         self._changing: tuple[Rung | SavedContents, ...] = (*self._rungs, self._logs)
         self._shows = choosing.is_wanted(allowed)
         self._methods: dict[str, InodeMethod] = {}
@@ -115,6 +117,7 @@ class HostKeeper:
                 each.undo()
             except OsRefused as error:
                 failed = error
+        self._directories.undo()
         self._methods.clear()
         if failed is not None:
             raise failed
@@ -123,9 +126,16 @@ class HostKeeper:
         """The restore is committed: remove what only undo() needed. Never fails."""
         for each in self._changing:
             each.settle()
+        self._directories.settle()
 
     def _make_log(self, record: InodeRecord) -> None:
-        """An empty log in the place of one that is gone: CRIU would refuse the restore for it."""
+        """An empty log in the place of one that is gone: CRIU would refuse the restore for it.
+
+        Also its directory may be gone, as that of a job that was forgotten and is restored under another name.
+        """
+        if top := topmost_missing(record.path):
+            self._directories.note(top)
+            self._directories.make_above(record.path, record.uid, record.gid)
         nothing = os.memfd_create("empty", os.MFD_CLOEXEC)
         try:
             attributes = Attributes(
