@@ -1,7 +1,8 @@
 """Tests that change what all processes of this machine share run while no other system test does.
 
 Several workers (pytest -n) run system tests beside each other. A test that is marked `alone` writes a setting of the
-kernel, or compares all mounts before and after: the other workers wait between two tests until it is over.
+kernel, compares all mounts before and after, or has to be done within a time: the other workers wait between two tests
+until it is over.
 
 Rules:
 - Who waits to be alone lets nobody else begin: it waits for what runs now, and no longer.

@@ -54,6 +54,7 @@ def assert_as_before(subject: Ticking, unified: Hierarchy, state: Path, place: s
     assert recovery.recover_dead(str(state)) == ()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("phase", PHASES)
 def test_after_kill_9_of_the_controller_the_workload_runs_within_a_second(
     subject: Ticking, unified: Hierarchy, tmp_path: Path, phase: str
@@ -70,6 +71,7 @@ def test_after_kill_9_of_the_controller_the_workload_runs_within_a_second(
     assert_as_before(subject, unified, tmp_path, place)
 
 
+@pytest.mark.alone
 def test_a_workload_in_its_own_cgroup_is_thawed_where_it_is(unified: Hierarchy, tmp_path: Path) -> None:
     with scratch_cgroup(unified) as place, ticking(2) as subject:
         subject.move_into(place)
@@ -79,6 +81,7 @@ def test_a_workload_in_its_own_cgroup_is_thawed_where_it_is(unified: Hierarchy, 
         assert_as_before(subject, unified, tmp_path, {place})
 
 
+@pytest.mark.alone
 def test_a_criu_that_goes_on_without_its_controller_is_ended_first(
     subject: Ticking, unified: Hierarchy, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("moment", ["pre-dump", "writing", "post-dump"])
 def test_the_workload_survives_a_controller_that_dies_while_criu_works(tmp_path: Path, moment: str) -> None:
     _need_criu()

@@ -557,6 +557,7 @@ def test_a_child_that_is_outside_the_frozen_cgroup_is_refused(
 # ------------------------------------------------------------------------------------------------- time
 
 
+@pytest.mark.alone
 def test_a_thousand_open_files_are_confirmed_within_the_bound(
     holder: Holder, inspector: HostInspector, tmp_path: Path
 ) -> None:
