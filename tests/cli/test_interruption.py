@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +27,24 @@ def test_the_first_signal_raises(number: int) -> None:
     with pytest.raises(Interrupted, match="ckpt dump was interrupted"), interruptible("ckpt dump"):
         send(number)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_one_that_comes_in_a_callback_whose_exceptions_are_swallowed_comes_again() -> None:
+    class Watched:
+        pass
+
+    def drop() -> None:
+        for _ in range(3):
+            watched = Watched()
+            seen.append(weakref.ref(watched, lambda _: send(signal.SIGTERM)))
+            del watched
+        time.sleep(5)
+
+    seen: list[object] = []
+    former = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(Interrupted), interruptible("ckpt dump"):
+        drop()
+    assert signal.getsignal(signal.SIGALRM) is former
 
 
 def test_later_ones_do_not_disturb_what_is_being_undone() -> None:
