@@ -40,10 +40,8 @@ _PERCENT: Final = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%?", re.ASCII)
 _SUPERVISED: Final = "--every, --resume, --on-term checkpoint or --group"
 """Any of these has a job supervised."""
 
-_NEEDS_SUPERVISION: Final = (
-    "keep",
-    "at_end",
-    "store_max",
+_STORING: Final = ("keep", "at_end", "store_max")
+_TAKING: Final = (
     "with_files",
     "tcp_established",
     "tcp_close",
@@ -51,21 +49,15 @@ _NEEDS_SUPERVISION: Final = (
     "external_unix",
     "ghost_limit",
 )
+_NEEDS_SUPERVISION: Final = (*_STORING, *_TAKING)
 
 SECTIONS: Final = {
     "The job": ("name", "detach", "log", "tty", "memory_max", "volumes", "own_network"),
     "Checkpoints while it runs": (
         *("every", "max_frozen", "mtbf", "resume", "on_term", "grace", "group"),
-        *("keep", "at_end", "store_max"),
+        *_STORING,
     ),
-    "What they take": (
-        "with_files",
-        "tcp_established",
-        "tcp_close",
-        "shell_job",
-        "external_unix",
-        "ghost_limit",
-    ),
+    "What they take": _TAKING,
 }
 """The sections of the help, with the names of the parameters."""
 
