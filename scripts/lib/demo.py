@@ -26,7 +26,7 @@ from typing import Any
 
 CKPT = Path(sys.executable).with_name("ckpt")
 SUBJECT = Path(__file__).parents[2] / "images/subjects/tree.py"
-ALARM_S = 6
+ALARM_S = 8
 AWAY_S = 3
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE_S = 30
@@ -167,7 +167,7 @@ def tell(job: Job) -> None:
     for pid in job.processes():
         threads = len(os.listdir(f"/proc/{pid}/task"))
         say(f"process {pid}", f"{threads} thread(s)  {command_of(pid)}")
-    say("its sleeping timer", f"fires in {tick['alarm_left_ms'] / 1000:.1f} s of CLOCK_MONOTONIC")
+    say("its sleeping timer", of_timer(tick))
 
     chapter("It is dumped while it runs, and runs on.")
     before = len(job.ticks())
@@ -186,7 +186,7 @@ def tell(job: Job) -> None:
         raise DemoError(f"processes {left} are left after --stop")
     say("processes left", 0)
     say("it had counted to", last["tick"])
-    say("its timer had left", f"{last['alarm_left_ms'] / 1000:.2f} s")
+    say("its sleeping timer", of_timer(last))
 
     chapter(f"Nothing of it runs for {AWAY_S} seconds. Then it is restored.")
     time.sleep(AWAY_S)
@@ -209,6 +209,12 @@ def tell(job: Job) -> None:
     chapter("Its files went on as well; this is read from outside, after it was stopped.")
     show("stop", job.name)
     tell_files(job)
+
+
+def of_timer(tick: Tick) -> str:
+    """What the job's timer will do, or has done on a machine that took so long."""
+    left_ms = tick.get("alarm_left_ms")
+    return "has fired" if left_ms is None else f"fires in {left_ms / 1000:.1f} s of CLOCK_MONOTONIC"
 
 
 def tell_clocks(last: Tick, first: Tick) -> None:
