@@ -39,14 +39,19 @@ def mounted(kind: str, folder: Path) -> Iterator[Path]:
     if shutil.which(_MAKE[kind][0]) is None:
         _cannot(f"{_MAKE[kind][0]} is not installed")
     image = folder / f"{kind}.img"
-    with open(image, "wb") as stream:
-        os.truncate(stream.fileno(), _IMAGE_BYTES[kind])
-    subprocess.run([*_MAKE[kind], str(image)], check=True)
+    make_image(kind, image)
     try:
         with _mounted(place, "-o", "loop", str(image)):
             yield place
     finally:
         image.unlink()
+
+
+def make_image(kind: str, image: Path) -> None:
+    """Make a file that can be mounted as a file system of this kind."""
+    with open(image, "wb") as stream:
+        os.truncate(stream.fileno(), _IMAGE_BYTES[kind])
+    subprocess.run([*_MAKE[kind], str(image)], check=True, capture_output=True)
 
 
 @contextmanager

@@ -83,7 +83,9 @@ class FaultyMigration:
             case Settling.SOURCE:
                 pass
             case Settling.TARGET:
-                before = bed.copies_at_rest(self.counter)
+                if in_doubt:
+                    bed.await_no_copy_runs(self.counter, bed.target)
+                before = bed.copies_alive(self.counter)
                 told = bed.recover(bed.target, exit_code=IN_DOUBT if in_doubt else 0)
                 if in_doubt:
                     (problem,) = told["problems"]

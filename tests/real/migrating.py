@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -203,17 +202,12 @@ class MigrationBed:
         frozen = tuple(pid for pid in alive if _stands_still(pid))
         return Copies(running=tuple(pid for pid in alive if pid not in frozen), frozen=frozen)
 
-    def copies_at_rest(self, counter: Counter) -> Copies:
-        """The same when nothing changes any more: what a killed CRIU lets go of stands still in its cgroup in a moment."""
-        seen: list[Copies] = []
-
-        def is_as_before() -> bool:
-            seen.append(self.copies_alive(counter))
-            time.sleep(0.2)
-            return self.copies_alive(counter) == seen[-1]
-
-        await_condition(is_as_before, lambda: f"the copies to come to rest: {seen[-1]}")
-        return seen[-1]
+    def await_no_copy_runs(self, counter: Counter, on: Host) -> None:
+        """Wait until none runs there: one whose CRIU was killed does for a moment, until it stands still in its cgroup."""
+        await_condition(
+            lambda: not any(self.host_of(pid) is on for pid in self.copies_alive(counter).running),
+            lambda: f"the copies to stand still: {self.copies_alive(counter)}",
+        )
 
     def host_of(self, pid: int) -> Host | None:
         """The host that a process is on."""

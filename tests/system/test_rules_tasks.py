@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness.command import Ckpt
+from harness.filesystems import make_image
 from harness.subjects import Workload
 from harness.waiting import await_condition
 from real.asked import Asked
@@ -403,9 +404,7 @@ def test_a_daemon_of_the_tree_is_left_behind_by_a_dump_of_the_tree(subject: Subj
 def test_a_thread_that_waits_for_a_frozen_file_system_is_told(subject: Subject, tmp_path: Path) -> None:
     image, place = tmp_path / "image", tmp_path / "mounted"
     place.mkdir()
-    with image.open("wb") as stream:
-        stream.truncate(16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
+    make_image("ext4", image)
     subprocess.run(["mount", "-o", "loop", image, place], check=True)
     try:
         (place / "file").write_text("")

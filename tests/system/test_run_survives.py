@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness.command import Ckpt
+from harness.filesystems import make_image
 from harness.long_jobs import Build, LongJob, Power, Results, Suite
 from harness.traces import Traces
 from real.crashing import Scene
@@ -119,9 +120,7 @@ def test_what_the_host_has_unmounted_meanwhile_and_nobody_needs_is_not_missed(
 ) -> None:
     name, place, image = ckpt.new_job_name(), tmp_path / "disk", tmp_path / "image"
     place.mkdir()
-    with image.open("wb") as stream:
-        stream.truncate(16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
+    make_image("ext4", image)
     subprocess.run(["mount", "-o", "loop", image, place], check=True)
     try:
         (place / "file").write_text("held")
