@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
@@ -27,22 +27,30 @@ class _Again:
     """Sends this process a signal when what runs now has returned; whoever handles it then does."""
 
     def __init__(self) -> None:
-        self._is_due = False
+        self._undo: Callable[[], None] | None = None
 
     def send_soon(self, number: int) -> None:
         """Send it once, in the main thread; nothing if one is on its way already."""
-        if self._is_due:
+        if self._undo is not None:
             return
 
         def send(_alarm: int, _frame: FrameType | None) -> None:
-            self._is_due = False
-            signal.signal(signal.SIGALRM, former)
-            signal.setitimer(signal.ITIMER_REAL, *timer)
+            self.cancel()
             os.kill(os.getpid(), number)
 
-        self._is_due = True
+        def undo() -> None:
+            signal.setitimer(signal.ITIMER_REAL, *timer)
+            signal.signal(signal.SIGALRM, former)
+
         former = signal.signal(signal.SIGALRM, send)
         timer = signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        self._undo = undo
+
+    def cancel(self) -> None:
+        """Send it no more; safe to repeat."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
 
 
 @contextmanager
@@ -75,6 +83,7 @@ def interruptible(operation: str) -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = former_hook
+        again.cancel()
         for number, handler in former.items():
             signal.signal(number, handler)
 

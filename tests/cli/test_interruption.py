@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from ckpt.cli import interruption
 from ckpt.cli.interruption import interruptible
 from ckpt.cli.main import main
 from ckpt.errors import Interrupted
@@ -44,6 +45,21 @@ def test_one_that_comes_in_a_callback_whose_exceptions_are_swallowed_comes_again
     former = signal.getsignal(signal.SIGALRM)
     with pytest.raises(Interrupted), interruptible("ckpt dump"):
         drop()
+    assert signal.getsignal(signal.SIGALRM) is former
+
+
+def test_one_that_is_to_come_again_does_not_come_after_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched:
+        pass
+
+    monkeypatch.setattr(interruption, "_AGAIN_S", 600)
+    former = signal.getsignal(signal.SIGALRM)
+    with interruptible("ckpt dump"):
+        watched = Watched()
+        seen = weakref.ref(watched, lambda _: send(signal.SIGTERM))
+        del watched
+        assert signal.getsignal(signal.SIGALRM) is not former
+    assert seen() is None
     assert signal.getsignal(signal.SIGALRM) is former
 
 
