@@ -129,6 +129,29 @@ def test_a_path_that_was_mounted_over_is_a_blocker(
         holder.do("held.clear(); os.chdir('/')")
 
 
+JOURNAL = """
+def write():
+    journal = None
+    while not held.get('enough'):
+        former, journal = journal, open('journal', 'w')  # it has another number than the one that is open yet
+        if former:
+            former.close()
+        time.sleep(0.0005)
+        os.unlink('journal')
+held['thread'] = threading.Thread(target=write)
+held['thread'].start()
+"""
+
+
+def test_a_file_that_is_made_anew_all_the_time_is_not_taken_for_one_that_was_mounted_over(
+    holder: Holder,
+) -> None:
+    holder.do(JOURNAL)
+    for _ in range(60):
+        assert names(findings(holder.cgroup, RULES), Severity.BLOCKER) == set()
+    holder.do("held['enough'] = True; held['thread'].join()")
+
+
 OF_LOWER_LAYER = {
     "deleted": "held['f'] = open('merged/f'); os.unlink('merged/f')",
     "replaced": "held['f'] = open('merged/f'); open('merged/n', 'w').close(); os.rename('merged/n', 'merged/f')",

@@ -78,7 +78,7 @@ def _covered(facts: Facts) -> Iterator[Found]:
             known[path] = _key_of(path)
         if known[path] == hold.key or hold.deleted or hold.target.startswith("/proc/"):
             continue
-        if not _is_still(hold):
+        if not _is_elsewhere(hold, path):
             continue
         leads = "nowhere" if known[path] is None else "to another file"
         yield Found(
@@ -170,11 +170,25 @@ def _verb(hold: Hold) -> str:
             return "uses"
 
 
-def _is_still(hold: Hold) -> bool:
-    """Whether it was neither closed nor renamed, nor deleted, since it was read."""
-    with suppress(OSError):
-        return os.readlink(hold.link) == hold.target
-    return hold.kind is RoleKind.MAP
+def _is_elsewhere(hold: Hold, path: str) -> bool:
+    """Whether the file is held by its name yet, and the path leads to another one, at one moment.
+
+    A program that makes and deletes files of one name all the time (a journal of sqlite) holds another one at each look.
+    One that we hold, too, keeps its number to itself, and where it has its name at the end, it had it at the lookup.
+    """
+    try:
+        fd = os.open(hold.link, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return False  # closed meanwhile
+    try:
+        status = os.fstat(fd)
+        return (
+            (status.st_dev, status.st_ino) == hold.key
+            and _key_of(path) != hold.key
+            and os.readlink(f"/proc/self/fd/{fd}") == hold.target
+        )
+    finally:
+        os.close(fd)
 
 
 def _key_of(path: str) -> Key | None:
