@@ -10,19 +10,20 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ckpt.cli import wiring, wiring_groups
 from ckpt.cli.output import Output
-from ckpt.errors import Locked, WrongState
+from ckpt.errors import Locked, OsRefused, WrongState
 from ckpt.flow.dump import DumpCall
 from ckpt.flow.group_dump import GroupDumpCall, dump_group
+from ckpt.host import group_ends
 from ckpt.host import supervision as kept
 from ckpt.host.locks import exclusive, once_free
 from ckpt.model.group import complete_instants
-from ckpt.model.supervision import AtEnd, Reason, Supervision
+from ckpt.model.supervision import AtEnd, OnTerm, Reason, Supervision
 from ckpt.units import CheckpointId, JobName
 
 if TYPE_CHECKING:
@@ -66,6 +67,27 @@ class Leadership:
         """Let another one follow."""
         self._held.close()
         self._leads = not self._group
+
+
+class Ending:
+    """Whether the group of a supervisor that begins was asked to end since; never, where there is no group."""
+
+    def __init__(self, supervision: Supervision) -> None:
+        """Begin now; only one that ends with a last checkpoint has a part in it."""
+        has_part = supervision.on_term is OnTerm.CHECKPOINT
+        self._group = JobName(supervision.group) if has_part else JobName("")
+        self._since = wiring.stopwatch()
+
+    def ask(self) -> None:
+        """Have those end with us that have not begun yet either, or bring the group back right now."""
+        # Where that cannot be written down they go on: nothing is lost by that.
+        with suppress(OsRefused):
+            if self._group:
+                group_ends.ask(wiring.state(), self._group, wiring.stopwatch())
+
+    def is_asked(self) -> bool:
+        """Whether another supervisor was."""
+        return bool(self._group) and group_ends.is_asked(wiring.state(), self._group, self._since)
 
 
 @contextmanager
@@ -173,6 +195,7 @@ def remove_at_end(supervision: Supervision) -> None:
         views = wiring.jobs().in_group(group)
         if any(view.is_alive for view in views):
             return
+        group_ends.forget(wiring.state(), group)
         codes = [None if view.exit is None else view.exit.shell_code for view in views]
         if supervision.at_end is AtEnd.SUCCESS and any(code != 0 for code in codes):
             return

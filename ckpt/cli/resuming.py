@@ -33,6 +33,7 @@ from ckpt.model.supervision import Supervision
 from ckpt.units import CheckpointId, JobName
 
 if TYPE_CHECKING:
+    from ckpt.cli.group_supervising import Ending
     from ckpt.host.jobs import JobRecord, JobRegistry, JobView
     from ckpt.host.launch import Exit
     from ckpt.host.outside import Joined
@@ -64,8 +65,10 @@ def begin(
     supervision: Supervision,
     teller: Teller,
     streams: Streams,
-) -> Beginning:
-    """Have the job run, whose supervisor's lock is held.
+    *,
+    ending: Ending,
+) -> Beginning | None:
+    """Have the job run, whose supervisor's lock is held; None where its group was asked to end meanwhile.
 
     Raises:
         WrongState: it was moved to another host; or runs, and is not to be resumed.
@@ -78,7 +81,7 @@ def begin(
         if action.problem:
             teller.warn(f"{action.subject}: {action.done}: {action.problem}")
     with _in_turn(wanted, supervision):
-        return _go_on(call, wanted, supervision, teller, streams)
+        return _go_on(call, wanted, supervision, teller, streams, ending=ending)
 
 
 @contextmanager
@@ -98,8 +101,14 @@ def _in_turn(wanted: RunCall, supervision: Supervision) -> Iterator[None]:
 
 
 def _go_on(
-    call: Call, wanted: RunCall, supervision: Supervision, teller: Teller, streams: Streams
-) -> Beginning:
+    call: Call,
+    wanted: RunCall,
+    supervision: Supervision,
+    teller: Teller,
+    streams: Streams,
+    *,
+    ending: Ending,
+) -> Beginning | None:
     registry = wiring.jobs()
     view = _look(registry, wanted)
     if view is not None and is_cut_short(registry, view.record):
@@ -113,6 +122,8 @@ def _go_on(
     elif view is not None and view.exit is not None and _ended_unseen(view, registry):
         teller.say(f"{wanted.job} ended with code {view.exit.shell_code} while nobody supervised it")
         return Beginning(record=view.record, sources=[], ended=view.exit)
+    if ending.is_asked():
+        return None
     before = _sources(wanted, registry, from_now=True)
     former = None if view is None else view.record
     joined = streams.to_restore(registry, former, wanted.log)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -92,6 +94,7 @@ def _run(call: Call, wanted: RunCall) -> int:
 
 def _run_supervised(call: Call, wanted: RunCall, supervision: Supervision) -> int:
     # Imported late: what is not supervised shall start quickly.
+    from ckpt.cli.group_supervising import Ending  # noqa: PLC0415
     from ckpt.cli.overseeing import ForegroundTeller, conclude, oversee  # noqa: PLC0415
     from ckpt.cli.resuming import begin, begin_again, interruptions_noted  # noqa: PLC0415
     from ckpt.cli.supervise import start_supervisor  # noqa: PLC0415
@@ -99,29 +102,34 @@ def _run_supervised(call: Call, wanted: RunCall, supervision: Supervision) -> in
 
     registry = wiring.jobs()
     teller = ForegroundTeller(output=call.output)
+    ending = Ending(supervision)
     with (
         kept.lock(registry, wanted.job),
         Streams(tty=wanted.tty, detached=wanted.detach) as streams,
     ):
         with interruptions_noted() as noted:
             try:
-                beginning = begin(call, wanted, supervision, teller, streams)
+                beginning = begin(call, wanted, supervision, teller, streams, ending=ending)
                 if not wanted.detach:
                     hold_signals()
             except Interrupted:
-                again = begin_again(wanted, teller, streams)
-                if again is None and signal.SIGTERM in noted and supervision.on_term is OnTerm.CHECKPOINT:
-                    teller.say(f"{wanted.job} was not begun, and nothing is lost: run the same command again")
-                    return RUN_AGAIN_CODE
-                if again is None or wanted.detach:
+                is_asked = signal.SIGTERM in noted and supervision.on_term is OnTerm.CHECKPOINT
+                if is_asked:
+                    ending.ask()  # before the look: who brings the job back meanwhile learns of it
+                beginning = begin_again(wanted, teller, streams)
+                if wanted.detach if beginning is not None else not is_asked:
                     raise
-                hold_signals()
-                beginning = again
-        signals = () if beginning.ended is not None else tuple(noted)
+                if beginning is not None:
+                    hold_signals()
+        if beginning is None:
+            teller.say(f"{wanted.job} was not begun, and nothing is lost: run the same command again")
+            return RUN_AGAIN_CODE
         if beginning.ended is not None:
             return conclude(registry, beginning.record, supervision, beginning.ended, teller)
         kept.save(registry, wanted.job, supervision)
         if not wanted.detach:
+            if ending.is_asked() and signal.SIGTERM not in noted:
+                noted.append(signal.SIGTERM)
             return oversee(
                 registry,
                 beginning.record,
@@ -129,9 +137,12 @@ def _run_supervised(call: Call, wanted: RunCall, supervision: Supervision) -> in
                 beginning.sources,
                 teller,
                 participants=streams.participants,
-                signals=signals,
+                signals=tuple(noted),
             )
     start_supervisor(wanted.job)
+    if ending.is_asked() and (supervisor := kept.supervisor_of(registry, wanted.job)) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGTERM)
     _tell(call, beginning.record, restored=beginning.restored)
     return 0
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ckpt.cli import wiring
 from ckpt.cli.checkpointing import Checkpointing, Failed, Foreseen, Frozen, Order, Taken, Untidy, preload
-from ckpt.cli.group_supervising import Leadership
+from ckpt.cli.group_supervising import Ending, Leadership
 from ckpt.cli.supervising import Participant, forward
 from ckpt.errors import CkptError
 from ckpt.model.pacing import Pacing
@@ -154,6 +154,8 @@ class Supervisor:
         ):
             if self._term_began is None:
                 self._term_began = _now()
+                # Who has yet to look at the job must not bring it back when it has ended.
+                Ending(self._supervision).ask()
         else:
             forward(self._record, number)
 

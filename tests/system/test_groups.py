@@ -19,6 +19,9 @@ from harness.processes import is_dead
 from harness.traces import Traces
 from harness.waiting import await_condition
 
+from ckpt.host.jobs import JobRegistry
+from ckpt.host.supervision import supervisor_of
+
 pytestmark = pytest.mark.system
 
 #: Sends numbers and checks those that come; writes how far both are. Once there is a file END both say so, and end.
@@ -245,38 +248,82 @@ def test_who_dumps_or_restores_a_group_may_be_killed_before_the_last_point(pair:
     pair.await_progress()
 
 
-def test_supervisors_take_the_checkpoints_in_turn_and_all_go_on_from_one_instant(pair: Pair) -> None:
-    runs: list[subprocess.Popen[bytes]] = []
+def supervise(pair: Pair, *, first: int = 0) -> list[subprocess.Popen[bytes]]:
+    """A supervisor for each job, of which the one of `first` is started first."""
+    options = ("--group", pair.group, "--every", "400ms", "--max-frozen", "90%", "--tcp-established")
+    how = ("--resume", "--on-term", "checkpoint")
+    started = {
+        member: pair.ckpt.start("run", *options, *how, "--name", pair.names[member], *pair.command(member))
+        for member in (first, 1 - first)
+    }
+    return [started[0], started[1]]
 
-    def run() -> None:
-        options = ("--group", pair.group, "--every", "400ms", "--max-frozen", "90%", "--tcp-established")
-        how = ("--resume", "--on-term", "checkpoint")
-        runs[:] = [
-            pair.ckpt.start("run", *options, *how, "--name", name, *pair.command(member))
-            for member, name in enumerate(pair.names)
-        ]
 
-    def instants() -> set[str]:
-        return {each["group"]["instant"] for each in pair.ckpt("list")["checkpoints"]}
+def instants(pair: Pair) -> set[str]:
+    return {each["group"]["instant"] for each in pair.ckpt("list")["checkpoints"]}
 
-    run()
-    await_condition(lambda: len(instants()) >= 2, "two instants")
-    runs[0].kill()  # whoever it was that took them: the other one goes on with that
-    before = instants()
-    await_condition(lambda: len(instants() - before) >= 2, "more instants")
-    runs[1].kill()
-    pair.kill()
-    run()
-    await_condition(lambda: pair.states() == ["running", "running"], "both to go on")
-    await_condition(lambda: pair.seen(0) > 0 and pair.seen(1) > 0, "them to count on")
-    os.kill(runs[1].pid, signal.SIGTERM)
-    said = pair.folder / "ckpt.err"
-    assert [process.wait(timeout=60) for process in runs] == [75, 75], said.read_text()
-    assert pair.states() == ["stopped", "stopped"]
-    run()
+
+def codes(pair: Pair, runs: list[subprocess.Popen[bytes]]) -> list[int | None]:
+    """How the supervisors end; None for one that does not, and what they said is shown by pytest then."""
+    for process in runs:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=60)
+    print((pair.folder / "ckpt.err").read_text())
+    return [process.poll() for process in runs]
+
+
+def end_well(pair: Pair) -> None:
+    """Let both go on to their end, and see that they heard all of each other, and that nothing is kept."""
+    runs = supervise(pair)
     pair.end.touch()
-    assert [process.wait(timeout=60) for process in runs] == [0, 0]
+    assert codes(pair, runs) == [0, 0]
     for member in (0, 1):
         pair.seen(member)
         assert pair.out(member).read_text().endswith("done\n")
     assert pair.ckpt("list")["checkpoints"] == []
+
+
+def test_supervisors_take_the_checkpoints_in_turn_and_all_go_on_from_one_instant(pair: Pair) -> None:
+    runs = supervise(pair)
+    await_condition(lambda: len(instants(pair)) >= 2, "two instants")
+    runs[0].kill()  # whoever it was that took them: the other one goes on with that
+    before = instants(pair)
+    await_condition(lambda: len(instants(pair) - before) >= 2, "more instants")
+    runs[1].kill()
+    pair.kill()
+    runs = supervise(pair)
+    said = pair.folder / "ckpt.err"
+    for word in ("goes on from", "is supervised from now on"):
+        await_condition(lambda word=word: word in said.read_text(), lambda word=word: f"one to say {word!r}")  # type: ignore[misc]
+    pair.forget_output()
+    await_condition(lambda: pair.seen(0) > 0 and pair.seen(1) > 0, "them to count on")
+    os.kill(runs[1].pid, signal.SIGTERM)
+    assert codes(pair, runs) == [75, 75]
+    assert pair.states() == ["stopped", "stopped"]
+    end_well(pair)
+
+
+@pytest.mark.parametrize("moment", ["before any of them has looked", "while they are brought back"])
+def test_a_supervisor_that_is_asked_to_end_early_ends_those_of_the_whole_group(
+    moment: str, pair: Pair
+) -> None:
+    registry = JobRegistry(str(pair.ckpt.state))
+    runs = supervise(pair)
+    await_condition(lambda: len(instants(pair)) >= 1, "an instant")
+    for process in runs:
+        process.kill()
+        process.wait()
+    pair.kill()
+
+    runs = supervise(pair, first=1)
+
+    def has_come() -> bool:
+        if moment.startswith("before"):
+            return all(supervisor_of(registry, name) is not None for name in pair.names)
+        return all(registry.look(name).is_alive for name in pair.names)
+
+    await_condition(has_come, moment)
+    os.kill(runs[1].pid, signal.SIGTERM)
+    assert codes(pair, runs) == [75, 75]
+    assert all(not registry.look(name).is_alive for name in pair.names)
+    end_well(pair)
