@@ -171,9 +171,9 @@ class _AtWork:
         """The launcher; what it starts is killed so that the workload loses nothing."""
         return lambda what: _CriuAtWork(child=launcher(what), work=self)
 
-    def kill(self, kill: Callable[[], object]) -> None:
-        """Kill CRIU, and mend what it cannot take back any more."""
-        kill_criu(kill, log=self.log if self.cgroup else "", frozen=[self.cgroup])
+    def kill(self, kill: Callable[[], object], pid: Pid | None = None) -> None:
+        """Kill CRIU, which is this process unless it has ended, and mend what it cannot take back any more."""
+        kill_criu(kill, pid, log=self.log if self.cgroup else "", frozen=[self.cgroup])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +190,7 @@ class _CriuAtWork:
 
     def kill(self) -> None:
         """End it at once; returns when it has ended."""
-        self.work.kill(self._kill)
+        self.work.kill(self._kill, self.pid if self.child.wait(Nanoseconds(0)) is None else None)
 
     def wait(self, timeout: Nanoseconds) -> int | None:
         """Its exit status (negative: the signal), or None if it still runs after `timeout`."""

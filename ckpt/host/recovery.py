@@ -176,15 +176,16 @@ def _undo_step(step: journal.Step, frozen: Sequence[str] = ()) -> list[RecoveryA
 
 
 def _end_criu(step: journal.CriuStarted, frozen: Sequence[str]) -> str:
-    if _ended(step.process, CRIU_GRACE_S):
-        return ""
-
     def kill() -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(step.pid, signal.SIGKILL)
         _ended(step.process, _CRIU_END_S)
 
-    return ", ".join((f"ended CRIU (process {step.pid})", *kill_criu(kill, log=step.log, frozen=frozen)))
+    if _ended(step.process, CRIU_GRACE_S):  # perhaps by a SIGKILL, as who began the operation
+        return ", ".join(kill_criu(lambda: None, None, log=step.log, frozen=frozen))
+    return ", ".join(
+        (f"ended CRIU (process {step.pid})", *kill_criu(kill, step.pid, log=step.log, frozen=frozen))
+    )
 
 
 def _finish_kill(step: journal.Killing, _frozen: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from real.ticking import await_true, is_running, ticking
 
 from ckpt.errors import CriuMissing
 from ckpt.host import cgroups, recovery
+from ckpt.host.criu import netlock
 from ckpt.host.criu.locate import find_criu
 
 pytestmark = [
@@ -56,6 +57,8 @@ state, root, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 tcp = "tcp" in sys.argv
 
 def die(_=None):
+    for pid in [worker.pid, root] if sys.argv[-1] == "all" else []:
+        os.kill(pid, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 def die_when_pages_are_written(images):
@@ -105,10 +108,12 @@ def test_the_workload_survives_a_controller_that_dies_while_criu_works(tmp_path:
         assert recovery.recover_dead(str(tmp_path)) == ()
 
 
-def test_a_connection_survives_a_criu_that_had_to_be_killed_with_the_socket_in_its_hands(
-    tmp_path: Path,
+@pytest.mark.parametrize("killed", ["controller", "all"])
+def test_a_connection_survives_a_criu_that_was_killed_with_the_socket_in_its_hands(
+    killed: str, tmp_path: Path
 ) -> None:
     _need_criu()
+    before = netlock.list_tables()
     with socket.create_server(("127.0.0.1", 0)) as server:
         subject = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", ECHO, str(server.getsockname()[1])],
@@ -119,13 +124,17 @@ def test_a_connection_survives_a_criu_that_had_to_be_killed_with_the_socket_in_i
         )
         peer, _ = server.accept()
         try:
-            with controlled(tmp_path, subject.pid, "writing", "tcp") as controller:
+            with controlled(tmp_path, subject.pid, "writing", "tcp", killed) as controller:
                 said_pid(controller, "criu")
                 assert controller.wait(30) == -signal.SIGKILL
+            await_true(lambda: not list((tmp_path / "operations").iterdir()), "the operation is gone")
+            if killed == "all":
+                # The lock of what nobody restores is nobody's.
+                assert set(netlock.list_tables()) <= set(before)
+                return
             peer.settimeout(5)
             peer.sendall(b"still there?")
             assert peer.recv(100) == b"still there?"
-            await_true(lambda: not list((tmp_path / "operations").iterdir()), "the operation is gone")
             log = (tmp_path / "recovered.log").read_text()
             # On a machine that writes 900 MiB in no time CRIU is through, and has unlocked by itself.
             assert "mended its connections, removed the network lock" in log or "ended CRIU" not in log
