@@ -13,6 +13,7 @@ from fakes.backends import MemoryBackend
 from fakes.checkpoints import a_checkpoint
 from fakes.old_store import an_old_store
 
+from ckpt.codec.placement import PackRef
 from ckpt.errors import AmbiguousRef, BadName, ObjectCorrupt, ObjectMissing, OsRefused
 from ckpt.flow import ports
 from ckpt.store.contents import PlacedContents
@@ -359,6 +360,11 @@ def test_a_range_of_damaged_pages_is_refused(store: Store, files: dict[str, Path
     contents = store.contents(checkpoint)
     assert isinstance(contents, PlacedContents)
     read_blob = contents._packs.blob
-    contents._packs.blob = lambda pack, number: b"x" + read_blob(pack, number)[1:]  # type: ignore[method-assign]
+
+    def damaged(pack: PackRef, number: int) -> bytes:
+        blob = read_blob(pack, number)
+        return bytes([blob[0] ^ 1]) + blob[1:]
+
+    contents._packs.blob = damaged  # type: ignore[method-assign]
     with pytest.raises(ObjectCorrupt):
         store.read_range(checkpoint, file, 0, 10)
