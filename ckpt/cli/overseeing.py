@@ -73,10 +73,11 @@ def oversee(
     *,
     participants: Sequence[Participant] = (),
     signals: Iterable[int] = (),
+    ends: bool = False,
 ) -> int:
     """Supervise the job, whose lock is held, until it has ended; gives the exit code.
 
-    `signals` came already, and are acted on first.
+    `signals` came already, and are acted on first; with `ends` it is ended at once, with a last checkpoint.
 
     Raises:
         WrongState: it was moved to another host.
@@ -92,6 +93,8 @@ def oversee(
     )
     for number in signals:
         supervisor.heard(number)
+    if ends and not supervisor.was_asked_to_end:
+        supervisor.end()
     try:
         ended = serve(registry, record, sources, supervisor, participants)
     except WrongState:

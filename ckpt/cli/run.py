@@ -128,8 +128,6 @@ def _run_supervised(call: Call, wanted: RunCall, supervision: Supervision) -> in
             return conclude(registry, beginning.record, supervision, beginning.ended, teller)
         kept.save(registry, wanted.job, supervision)
         if not wanted.detach:
-            if ending.is_asked() and signal.SIGTERM not in noted:
-                noted.append(signal.SIGTERM)
             return oversee(
                 registry,
                 beginning.record,
@@ -138,6 +136,7 @@ def _run_supervised(call: Call, wanted: RunCall, supervision: Supervision) -> in
                 teller,
                 participants=streams.participants,
                 signals=tuple(noted),
+                ends=ending.is_asked(),
             )
     start_supervisor(wanted.job)
     if ending.is_asked() and (supervisor := kept.supervisor_of(registry, wanted.job)) is not None:

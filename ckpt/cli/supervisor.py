@@ -153,11 +153,15 @@ class Supervisor:
             and not self._has_given_up
         ):
             if self._term_began is None:
-                self._term_began = _now()
                 # Who has yet to look at the job must not bring it back when it has ended.
                 Ending(self._supervision).ask()
+                self.end()
         else:
             forward(self._record, number)
+
+    def end(self) -> None:
+        """End the job with a last checkpoint."""
+        self._term_began = _now()
 
     def wake_at(self) -> Nanoseconds | None:
         """The next instant at which something is due."""

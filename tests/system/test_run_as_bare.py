@@ -32,10 +32,13 @@ def test_the_exit_code_is_the_commands(command: list[str], ckpt: Ckpt) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_comes_to_the_command_once(number: int, ckpt: Ckpt, tmp_path: Path) -> None:
+    # Waits in small pieces: it may come between any two steps.
     caught = (
-        "import signal, sys\n"
-        "signal.signal(int(sys.argv[1]), lambda *_: print('caught', flush=True))\n"
-        "print('ready', flush=True)\nsignal.pause()\nsignal.sigtimedwait([int(sys.argv[1])], 0.2)\n"
+        "import signal, sys, time\n"
+        "came = []\n"
+        "signal.signal(int(sys.argv[1]), lambda *_: came.append(1))\n"
+        "print('ready', flush=True)\nwhile not came:\n    time.sleep(0.01)\n"
+        "time.sleep(0.2)\nprint('caught\\n' * len(came), end='', flush=True)\n"
     )
     process = ckpt.start("run", "--", sys.executable, "-I", "-S", "-c", caught, str(int(number)))
     out = tmp_path / "ckpt.out"
