@@ -242,6 +242,7 @@ def test_a_volume_travels_and_its_holes_do_not(scene: Scene, both_ways: Callable
     look()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("policy", ["suspend", "elapsed"])
 def test_what_waits_across_the_move_wakes_when_it_is_due(policy: str, scene: Scene) -> None:
     """On a target whose clocks are behind: by the program's own clocks, nothing is early or late, or comes twice."""
@@ -256,7 +257,8 @@ def test_what_waits_across_the_move_wakes_when_it_is_due(policy: str, scene: Sce
     )
     jumps = {words[1]: float(words[2]) for line in program.lines() if (words := line.split())[0] == "jump"}
     expected = {"suspend": {"7"}, "elapsed": {"1", "7"}}[policy]
-    assert set(jumps) <= expected, jumps
+    # A busy machine keeps it waiting, too, if not for as long.
+    assert all(clock in expected or jump < pause_s / 2 for clock, jump in jumps.items()), (jumps, pause_s)
     assert all(0 < jump < pause_s + 0.2 for jump in jumps.values()), (jumps, pause_s)
     for line in program.lines():
         name, clock, waited = line.split()
