@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -103,12 +103,12 @@ def _run_supervised(call: Call, wanted: RunCall, supervision: Supervision) -> in
     registry = wiring.jobs()
     teller = ForegroundTeller(output=call.output)
     ending = Ending(supervision)
-    with (
-        kept.lock(registry, wanted.job),
-        Streams(tty=wanted.tty, detached=wanted.detach) as streams,
-    ):
+    with ExitStack() as held:
+        streams: Streams | None = None
         with interruptions_noted() as noted:
             try:
+                held.enter_context(kept.lock(registry, wanted.job))
+                streams = held.enter_context(Streams(tty=wanted.tty, detached=wanted.detach))
                 beginning = begin(call, wanted, supervision, teller, streams, ending=ending)
                 if not wanted.detach:
                     hold_signals()
@@ -116,12 +116,12 @@ def _run_supervised(call: Call, wanted: RunCall, supervision: Supervision) -> in
                 is_asked = signal.SIGTERM in noted and supervision.on_term is OnTerm.CHECKPOINT
                 if is_asked:
                     ending.ask()  # before the look: who brings the job back meanwhile learns of it
-                beginning = begin_again(wanted, teller, streams)
+                beginning = None if streams is None else begin_again(wanted, teller, streams)
                 if wanted.detach if beginning is not None else not is_asked:
                     raise
                 if beginning is not None:
                     hold_signals()
-        if beginning is None:
+        if beginning is None or streams is None:
             teller.say(f"{wanted.job} was not begun, and nothing is lost: run the same command again")
             return RUN_AGAIN_CODE
         if beginning.ended is not None:
@@ -140,7 +140,7 @@ def _run_supervised(call: Call, wanted: RunCall, supervision: Supervision) -> in
             )
     start_supervisor(wanted.job)
     if ending.is_asked() and (supervisor := kept.supervisor_of(registry, wanted.job)) is not None:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)
     _tell(call, beginning.record, restored=beginning.restored)
     return 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from harness.command import Ckpt
 from harness.traces import Traces
 from harness.waiting import await_condition
+from real.controllers import ROOT
 from real.supervised import COUNTING, Supervised, term
 
 from ckpt.host.jobs import JobRegistry
@@ -75,6 +77,36 @@ def test_sigterm_while_the_job_is_being_begun_loses_nothing(ckpt: Ckpt, traces: 
     again = ckpt.start(*job.words, CKPT_FAILPOINT="fetched:SIGTERM")
     assert again.wait(timeout=60) == 75
     assert (job.written(), job.ids()) == (written, kept)
+    job.ends_well(job.start())
+
+
+#: Ends with the lock of a job's supervisor held by its child, as one that was killed while it took a checkpoint.
+KILLED_SUPERVISOR = """
+import os, sys, time
+from ckpt.host.locks import exclusive
+with exclusive(sys.argv[1], [sys.argv[2]], subject="a test"):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        os._exit(0)
+    os.close(1)
+    time.sleep(600)
+"""
+
+
+def test_sigterm_while_the_checkpoint_of_a_killed_supervisor_is_waited_for_loses_nothing(
+    ckpt: Ckpt, traces: Traces
+) -> None:
+    job = Supervised(ckpt, traces, "--resume", "--on-term", "checkpoint")
+    killed = [sys.executable, "-c", KILLED_SUPERVISOR, f"{ckpt.state}/locks", f"supervisor-{job.name}"]
+    child = int(subprocess.run(killed, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
+    try:
+        waiting = job.start()
+        wchan = Path(f"/proc/{waiting.pid}/wchan")
+        await_condition(lambda: wchan.read_text() == "hrtimer_nanosleep", "it to wait for the lock")
+        assert term(waiting) == 75
+    finally:
+        os.kill(child, signal.SIGKILL)
     job.ends_well(job.start())
 
 
