@@ -34,6 +34,8 @@ _SIZE: Final = struct.Struct("HHHH")
 _SIZE_DEFAULT: Final = (24, 80, 0, 0)
 _DRAINING_S: Final = 1.0
 """How long a freeze waits at most until the log has all that the job wrote."""
+_HEARING_S: Final = 0.5
+"""How long keys wait at most for a job that is told of its size; it may have that signal blocked."""
 _LOOK_AGAIN_S: Final = 0.001
 
 
@@ -100,6 +102,8 @@ class OwnTerminal:
             rows, columns, *pixels = self._size()
             _set_size(self._master, (rows, max(1, columns - 1), *pixels))
         self._set_size()
+        if anew:
+            self._await_heard()
 
     def descriptors(self) -> Mapping[int, int]:
         """Our input while nothing waits for the job's terminal, else that one."""
@@ -210,6 +214,18 @@ class OwnTerminal:
                 if size[0] and size[1]:
                     return size
         return _SIZE_DEFAULT
+
+    def _await_heard(self) -> None:
+        """Return when the job has got the signal of its size: less loses a key that comes at the same moment."""
+        deadline = time.monotonic() + _HEARING_S
+        with suppress(OSError, ValueError, IndexError):
+            leader = os.tcgetpgrp(self._master)
+            while time.monotonic() < deadline:
+                with open(f"/proc/{leader}/status", encoding="ascii", errors="replace") as status:
+                    pending = int(status.read().split("ShdPnd:")[1].split()[0], 16)
+                if not pending >> (signal.SIGWINCH - 1) & 1:
+                    return
+                time.sleep(_LOOK_AGAIN_S)
 
     def _is_drained(self, log: int) -> bool:
         if _has_output(self._master):

@@ -59,7 +59,13 @@ def kill_criu(
         return ()
     table = netlock.table_of(run_id)
     with ExitStack() as opened:
-        locked = [each for each in _namespaces(frozen, opened) if table in netlock.list_tables(each)]
+        try:
+            locked = [each for each in _namespaces(frozen, opened) if table in netlock.list_tables(each)]
+        except BaseException:
+            if pid is not None:  # nobody ends it now: it shall come to its own end
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+            raise
         if not locked:
             kill()
             return ()

@@ -11,7 +11,9 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +23,8 @@ from harness.command import Ckpt
 from harness.processes import kill
 from harness.traces import Traces
 from harness.waiting import await_condition
+
+from ckpt.cli.terminal import OwnTerminal
 
 pytestmark = pytest.mark.system
 
@@ -202,6 +206,42 @@ def test_what_fills_a_screen_shows_itself_again_after_a_resume(
     second.sees(shows)
     second.types(ends)
     assert second.leaves() == 0
+
+
+#: Makes its standard input the terminal that it is in front of, as a job's process does; says what it reads.
+READER = """
+import fcntl, os, signal, sys, termios, tty
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+tty.setraw(0)
+signal.signal(signal.SIGWINCH, lambda *_: print("told", flush=True))
+print("ready", flush=True)
+print(os.read(0, 1), flush=True)
+"""
+
+
+def test_a_job_that_is_brought_back_is_told_of_its_size_before_the_first_key_comes() -> None:
+    """less loses a key that it reads at the moment at which the signal comes."""
+    terminal = OwnTerminal()
+    given = terminal.given
+    with subprocess.Popen(
+        [sys.executable, "-c", READER], stdin=given.slave, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        reader.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, reader.pid, os.WSTOPPED)
+        goes_on = threading.Timer(0.2, reader.send_signal, [signal.SIGCONT])
+        goes_on.start()
+        began = time.monotonic()
+        terminal.join("", anew=True, reads=False)
+        assert time.monotonic() - began > 0.1
+        os.write(given.master, b"q")
+        said = reader.stdout.read().splitlines()
+        goes_on.join()
+    terminal.close()
+    assert said[0] == "told"
+    assert said[-1] == "b'q'"
 
 
 def test_who_comes_back_after_the_supervisor_died_alone_has_the_same_terminal(desk: Desk, ckpt: Ckpt) -> None:
