@@ -108,6 +108,7 @@ def test_the_workload_survives_a_controller_that_dies_while_criu_works(tmp_path:
         assert recovery.recover_dead(str(tmp_path)) == ()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("killed", ["controller", "all"])
 def test_a_connection_survives_a_criu_that_was_killed_with_the_socket_in_its_hands(
     killed: str, tmp_path: Path
