@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
             return "recovering" if _recovers(file) else file
 
     return ByFile(config, log)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the empty cgroups in which ckpt puts those of its jobs, when the last worker has ended."""
+    if not hasattr(config, "workerinput"):
+        for pattern in ("ckpt", "*/ckpt"):
+            for folder in Path("/sys/fs/cgroup").glob(pattern):
+                with suppress(OSError):  # somebody has jobs on this machine, or it is not ours
+                    folder.rmdir()
 
 
 @functools.cache

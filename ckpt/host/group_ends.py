@@ -29,12 +29,15 @@ def ask(state: str, group: JobName, now: Nanoseconds) -> None:
         OsRefused: it cannot be written.
     """
     path = _path(state, group)
+    new = f"{path}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(f"{path}.{os.getpid()}", "w", encoding="ascii") as stream:
+        with open(new, "w", encoding="ascii") as stream:
             stream.write(f"{boot_id()} {now}\n")
-        os.rename(stream.name, path)
+        os.rename(new, path)
     except OSError as error:
+        with suppress(OSError):
+            os.unlink(new)
         raise OsRefused(operation="write", subject=path, reason=error.strerror or str(error)) from error
 
 
