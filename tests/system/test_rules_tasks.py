@@ -49,10 +49,12 @@ def clone(flags):
         if os.environ.get('LEADS'): os.setsid()
         libc.pause()
     return pid
-def clone_vm(flags=0x100):
+def clone_vm(flags=0x100, function=libc.pause, argument=None):
     held['s'] = ctypes.create_string_buffer(65536)
-    pause = ctypes.cast(libc.pause, ctypes.c_void_p)
-    return libc.clone(pause, ctypes.addressof(held['s']) + 65000, flags | 17, None)
+    function = ctypes.cast(function, ctypes.c_void_p)
+    return libc.clone(function, ctypes.addressof(held['s']) + 65000, flags | 17, argument)
+def run():
+    while True: pass
 """
 
 LEADER_ENDS = (
@@ -243,6 +245,15 @@ def test_a_parent_that_waits_for_its_child_of_vfork_is_told_and_criu_cannot_stop
 
 
 # -------------------------------------------------------------------------------------------------- shared with others
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["for a moment", "for good"])
+def test_what_a_process_that_runs_shares_is_told_when_it_lasts(subject: Subject, *, goes_on: bool) -> None:
+    # As before and after a parent's wait in vfork(2): it runs, or would if it got a CPU.
+    child = "clone_vm()" if goes_on else "clone_vm(function=libc.usleep, argument=100_000)"
+    subject.do(f"answer = {child}\nthreading.Thread(target=run, daemon=True).start()")
+    found = names(subject.findings(), Severity.BLOCKER)
+    assert ("address-space-shared" in found) is goes_on
 
 
 def test_what_is_shared_with_a_parent_outside_is_copied(subject: Subject) -> None:

@@ -14,8 +14,8 @@ from typing import Final
 
 from ckpt.host.inspection.processes import ProcessFacts
 from ckpt.host.preflight.facts import Facts
-from ckpt.host.preflight.kernel_objects import Shared, differ, groups, share
-from ckpt.host.preflight.process_rules import waits_in_vfork
+from ckpt.host.preflight.kernel_objects import Shared, differ, groups
+from ckpt.host.preflight.lasting import lasting
 from ckpt.host.preflight.rule import Found, Rule, of_each_task
 from ckpt.host.process_table import stat_of
 from ckpt.model.findings import Severity
@@ -38,41 +38,28 @@ def _directories_inside(facts: Facts) -> Iterator[Found]:
 
 def _shared_inside(facts: Facts, what: Shared, noun: str) -> Iterator[Found]:
     pids = [task.pid for task in facts.tasks]
-    for group in groups(pids, what) if len(pids) > 1 else ():
-        if len(group) == 1:
-            continue
-        first, *others = _lasting(group, what)
-        for pid in others:
+    together = [sorted(group) for group in (groups(pids, what) if len(pids) > 1 else ()) if len(group) > 1]
+    pairs = [(first, pid) for first, *others in together for pid in others]
+    for first, pid in lasting(pairs, what):
+        yield Found(
+            pid=pid,
+            subject=f"{noun} of process {first}",
+            message=f"{facts.snapshot.processes[pid].label} shares its {noun} with process {first} "
+            f"({facts.snapshot.processes[first].process.name}), without being one of its threads",
+        )
+
+
+def _outside(facts: Facts) -> Iterator[Found]:
+    kin = [(task.pid, pid) for task in facts.tasks for pid in _kin_outside(facts, task)]
+    for what, noun in ((Shared.MEMORY, "memory"), (Shared.DESCRIPTORS, "table of descriptors")):
+        for pid, other in lasting(kin, what):
+            stat = stat_of(other)
             yield Found(
                 pid=pid,
-                subject=f"{noun} of process {first}",
-                message=f"{facts.snapshot.processes[pid].label} shares its {noun} with process {first} "
-                f"({facts.snapshot.processes[first].process.name}), without being one of its threads",
+                subject=f"{noun} of process {other}",
+                message=f"{facts.snapshot.processes[pid].label} shares its {noun} with process {other} "
+                f"({stat.name if stat else '?'}), which is not in the workload",
             )
-
-
-def _lasting(group: list[Pid], what: Shared) -> list[Pid]:
-    """Those who go on to share: no child of vfork(2) that is about to execute its program, nor one that has ended."""
-    settled = sorted(pid for pid in group if not ((stat := stat_of(pid)) and waits_in_vfork(stat.parent)))
-    return [pid for pid in settled if pid == settled[0] or share(settled[0], pid, what)] or group[:1]
-
-
-def _outside(facts: Facts, task: ProcessFacts) -> Iterator[Found]:
-    for pid in _kin_outside(facts, task):
-        for what, noun in ((Shared.MEMORY, "memory"), (Shared.DESCRIPTORS, "table of descriptors")):
-            # What shares all memory for the time of a vfork(2) is looked at again when that is over.
-            if share(task.pid, pid, what) and not _is_passing(task.pid, pid) and share(task.pid, pid, what):
-                stat = stat_of(pid)
-                yield Found(
-                    pid=task.pid,
-                    subject=f"{noun} of process {pid}",
-                    message=f"{task.label} shares its {noun} with process {pid} ({stat.name if stat else '?'}), which "
-                    "is not in the workload",
-                )
-
-
-def _is_passing(one: Pid, other: Pid) -> bool:
-    return any(waits_in_vfork(pid) for pid in (one, other))
 
 
 def _kin_outside(facts: Facts, task: ProcessFacts) -> Iterator[Pid]:
@@ -139,7 +126,7 @@ RULES: Final = (
         "changes is not seen by the other any more.",
         remedy="Name a target that has both: the parent by --pid, or the cgroup.",
         source="clone(2), kcmp(2)",
-        find=of_each_task(_outside),
+        find=_outside,
     ),
     Rule(
         name="thread-apart",
