@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -187,8 +187,12 @@ def mount_problems(
 
 
 @contextmanager
-def stand_ins(mounts: Iterable[ExternalMount], host: Iterable[Mount] | None = None) -> Iterator[None]:
+def stand_ins(
+    mounts: Iterable[ExternalMount], host: Iterable[Mount] | None = None
+) -> Iterator[Callable[[], bool]]:
     """Have a directory at each place, for as long as the restore needs one to bind.
+
+    Gives what tells whether one of them has gone since: somebody has unmounted it, or removed it.
 
     What a reboot has taken away, in a file system in memory as /run/user/UID is, stays; elsewhere it goes again, and
     with it the mount that nobody needs: rmdir(2) detaches it from the workload's namespace.
@@ -196,15 +200,23 @@ def stand_ins(mounts: Iterable[ExternalMount], host: Iterable[Mount] | None = No
     Raises:
         OsRefused: one cannot be made.
     """
+    mounts = tuple(mounts)
     present = {mount.mountpoint: mount for mount in (mounts_of("self") if host is None else host)}
+    mounted = {mount.mountpoint for mount in mounts if mount.mountpoint in present}
     made: list[str] = []
+
+    def has_lost() -> bool:
+        return bool(mounted - {mount.mountpoint for mount in mounts_of("self")}) or not all(
+            os.path.lexists(mount.mountpoint) for mount in mounts
+        )
+
     try:
         for mount in mounts:
             missing = _missing(mount.mountpoint)
             if missing and not _is_in_memory(mount.mountpoint, present):
                 made[:0] = missing
             _make(mount.mountpoint)
-        yield
+        yield has_lost
     finally:
         for path in made:
             with suppress(OSError):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +84,8 @@ _LET_GO_TASK_NS: Final = MILLISECOND
 """What CRIU needs from its last point of return until it has let go, and more for each task."""
 _FILE_NS: Final = 20 * MILLISECOND
 """What it takes to write a job down, durably; restore_span() reckons with it."""
+_MOUNTS_LOST_MAX: Final = 5
+"""How often CRIU is asked again because a mount of somebody else's went while it restored."""
 _FREEZE_TIMEOUT: Final = Nanoseconds(10 * SECOND)
 
 
@@ -213,33 +215,16 @@ class CriuRestoreSession:
             self._pages.tree(tree.root, images)
         if options.tcp_established and not tree.owns("net"):
             self._lock_connections(images)
+        view = (self._view.descriptor,) if self._view else ()
+        kept_fds = (namespace.fd, *substitutes, *networks.values(), *view)
         try:
             with keeping_log(self._operation.kept(RESTORE_LOG)):
-                worker = Worker.start(
-                    self._criu,
-                    launcher=self._launcher(private_root),
-                    kept_fds=(
-                        namespace.fd,
-                        *substitutes,
-                        *networks.values(),
-                        *([self._view.descriptor] if self._view else ()),
-                    ),
-                )
-            self._undo.callback(self._close, worker)
-            self._workers.append(worker)
-            self._operation.note_criu(worker.pid, log=str(request.log))
-            with (
-                keeping_log(self._operation.kept(RESTORE_LOG)),
-                mounts.stand_ins(external_mounts if private_root else ()),
-            ):
-                held = engine.begin_restore(worker, request)
+                held = self._begin(request, kept_fds, external_mounts if private_root else ())
         finally:
             for fd in substitutes:
                 os.close(fd)
-        self._undo.callback(held.abort)
-        self._held.append(held)
         # All tasks are there. CRIU ran in the workload's cgroup, and must not stand still with it.
-        cgroups.add_process(_own_cgroup(self._cgroup), worker.pid)
+        cgroups.add_process(_own_cgroup(self._cgroup), self._workers[-1].pid)
         pace.note_pace(self._operation, pace.size_of(images), Nanoseconds(time.monotonic_ns() - began))
         root = self._host_pid(held.pid)
         self._networks.note(tree, root, self._operation)
@@ -254,6 +239,37 @@ class CriuRestoreSession:
         if armed:
             self._timerfds += self._undo.enter_context(timerfds.taken(armed, host_pid))
         return root
+
+    def _begin(
+        self, request: RestoreRequest, kept_fds: tuple[int, ...], external_mounts: Sequence[ExternalMount]
+    ) -> engine.HeldRestore:
+        """Have CRIU restore a tree; once more where a mount that the tree can do without went in the middle of it.
+
+        Raises:
+            RestoreFailed, CriuError: also when it went time and again.
+        """
+        left = _MOUNTS_LOST_MAX
+        while True:
+            with mounts.stand_ins(external_mounts) as has_lost:
+                worker = Worker.start(
+                    self._criu,
+                    launcher=self._launcher(str(request.root) if request.root else ""),
+                    kept_fds=kept_fds,
+                )
+                self._undo.callback(self._close, worker)
+                self._operation.note_criu(worker.pid, log=str(request.log))
+                try:
+                    held = engine.begin_restore(worker, request)
+                except RestoreFailed:
+                    left -= 1
+                    if left < 0 or not has_lost():
+                        raise
+                    self._close(worker)
+                else:
+                    self._workers.append(worker)
+                    self._undo.callback(held.abort)
+                    self._held.append(held)
+                    return held
 
     def keep(
         self, inodes: tuple[InodeRecord, ...], methods: Mapping[str, InodeMethod]

@@ -14,8 +14,11 @@ from harness.command import Ckpt
 from harness.filesystems import make_image
 from harness.long_jobs import Build, LongJob, Power, Results, Suite
 from harness.traces import Traces
+from harness.waiting import await_condition
 from real.crashing import Scene
 from real.surviving import Slaughter, Survivor, moments
+
+from ckpt.host import linux
 
 pytestmark = pytest.mark.system
 
@@ -112,6 +115,36 @@ def test_what_others_had_mounted_meanwhile_and_nobody_needs_is_not_missed(
     ckpt("dump", name, "--stop")
     assert str(place) not in str(ckpt("show", name)["external_mounts"])
     ckpt("rm-job", name)
+
+
+def test_what_others_unmount_in_the_middle_of_a_restore_is_not_missed(ckpt: Ckpt, tmp_path: Path) -> None:
+    name = ckpt.new_job_name()
+    places = [tmp_path / f"of others {number}" for number in range(200)]
+    mounted: list[Path] = []
+    try:
+        for place in places:
+            place.touch()
+            linux.mount("/proc/self/ns/net", str(place), flags=linux.MS_BIND)
+            mounted.append(place)
+        ckpt("run", "--detach", "--name", name, "--", "sleep", "1000")
+        ckpt("dump", name, "--stop")
+        restoring = ckpt.start("restore", name)
+        # As `ip netns delete` does, while CRIU is between the first of them and the last.
+        await_condition(lambda: _is_binding(ckpt.state), "CRIU to mount")
+        linux.umount(str(mounted.pop()))
+        places[-1].unlink()
+        assert restoring.wait(timeout=60) == 0
+    finally:
+        for place in mounted:
+            linux.umount(str(place))
+    ckpt("stop", name)
+    ckpt("rm-job", name)
+
+
+def _is_binding(state: Path) -> bool:
+    return any(
+        "Bind /" in log.read_text(errors="replace") for log in state.glob("operations/*/**/restore.log")
+    )
 
 
 @pytest.mark.parametrize("used", [False, True])
