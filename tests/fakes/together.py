@@ -54,7 +54,7 @@ class FakeTogether:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=20)
+            thread.join(timeout=60)
             assert not thread.is_alive(), "they wait for each other for ever"
         return ends
 

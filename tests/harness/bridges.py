@@ -74,7 +74,7 @@ class Client:
         """The longest that an answer took."""
         return max((float(line.split()[1]) for line in self._lines()), default=0.0)
 
-    def await_more(self, timeout_s: float = 20) -> None:
+    def await_more(self, timeout_s: float = 60) -> None:
         """Wait until answers have come that were asked for from now on."""
         wanted = self.count + 20
         await_condition(lambda: self.count >= wanted, "answers at the client", timeout_s=timeout_s)

@@ -81,7 +81,7 @@ class Cgroup:
         if not self.exists():
             return
         self.kill()
-        await_condition(self._try_to_remove, lambda: f"{self} to be removed", timeout_s=5)
+        await_condition(self._try_to_remove, lambda: f"{self} to be removed")
 
     def _try_to_remove(self) -> bool:
         for folder in self.tree():

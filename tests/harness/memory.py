@@ -152,7 +152,7 @@ class Guard:
             errors = Path(f"{self._out}.err").read_text()
             return f"{event} {wanted}: {self.events()} {errors} (exit code {self.process.poll()})"
 
-        found = await_condition(come, missing, timeout_s=40)
+        found = await_condition(come, missing)
         assert found is not None
         return found
 

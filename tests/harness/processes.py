@@ -51,7 +51,7 @@ def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def await_gone(pids: Iterable[int], *, timeout_s: float = 20) -> None:
+def await_gone(pids: Iterable[int], *, timeout_s: float = 60) -> None:
     """Wait until all are gone, zombies included: a zombie keeps the pid that its restored self must get."""
     pids = list(pids)
     await_condition(

@@ -182,7 +182,7 @@ class Server(Program):
         self._last = now
 
     def _ask(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
-        with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)) as connection:
             connection.request(method, path, body)
             response = connection.getresponse()
             assert response.status == 200
@@ -241,7 +241,7 @@ class Redis(Program):
     def check(self) -> None:
         values = self._ask(*[("GET", f"key:{number}") for number in range(self.keys)])
         assert values == [f"value {number}" * 20 for number in range(self.keys)]
-        with socket.create_connection(("127.0.0.1", self._port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", self._port), timeout=60) as connection:
             connection.sendall(b"PING\r\n")
             assert connection.recv(100) == b"+PONG\r\n"
         # Its database is what its log of changes says, as redis itself sees it.

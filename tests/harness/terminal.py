@@ -23,7 +23,7 @@ class Terminal:
         fcntl.ioctl(self.program, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
         self.written = ""
 
-    def await_text(self, text: str, timeout_s: float = 30) -> None:
+    def await_text(self, text: str, timeout_s: float = 60) -> None:
         """Read until the text was written."""
         deadline = time.monotonic() + timeout_s
         while text not in self.written:

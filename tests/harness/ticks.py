@@ -46,7 +46,7 @@ class TickLog:
         """How many ticks there are; it grows also where a program was taken back to an earlier one."""
         return len(self.ticks())
 
-    def await_more(self, more: int = 3, *, timeout_s: float = 20) -> dict[str, Any]:
+    def await_more(self, more: int = 3, *, timeout_s: float = 60) -> dict[str, Any]:
         """Wait until there are so many more ticks than now; returns the newest."""
         wanted = self.count() + more
         await_condition(

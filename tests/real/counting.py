@@ -71,7 +71,7 @@ class Counter:
         """How far it has counted."""
         return max((count.number for count in self.counts()), default=0)
 
-    def await_more(self, more: int = 50, *, timeout_s: float = 20) -> int:
+    def await_more(self, more: int = 50, *, timeout_s: float = 60) -> int:
         """Wait until it has counted on by so many; returns how far it is."""
         wanted = self.last() + more
         await_condition(

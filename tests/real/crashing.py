@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.cgroups import unified_mount
 from harness.command import Ckpt
+from harness.pauses import Pauses
 from harness.processes import describe, marked
 from harness.subjects import FOLDER, PYTHON, Ballast, Program
 from harness.traces import Traces
@@ -63,9 +64,13 @@ class Subject:
             program.await_progress(5)
             program.check()
 
-    def ran_again_ms(self, died_ns: int) -> float:
-        """How long after this instant (CLOCK_REALTIME) the last program went on for good."""
-        return max(_went_on_at(program, died_ns) - died_ns for program in self.everybody) / 1e6
+    def ran_again_ms(self, died_ns: int, pauses: Pauses) -> float:
+        """How long after this instant (CLOCK_REALTIME) the last program went on for good, the machine's own pauses
+        aside.
+        """
+        went_on_ns = max(_went_on_at(program, died_ns) for program in self.everybody)
+        died = time.monotonic() - (time.time_ns() - died_ns) / 1e9
+        return (went_on_ns - died_ns) / 1e6 - pauses.since(died) * 1e3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +126,7 @@ class Scene:
     def await_nothing_left(self, *, alive: Iterable[int] | None = None) -> None:
         """Wait until nothing is left of what ckpt began; `alive`: all that is left of what remember() saw."""
         wanted = self._processes if alive is None else set(alive)
-        await_condition(lambda: not self._left(wanted), lambda: f"this: {self._left(wanted)}", timeout_s=5)
+        await_condition(lambda: not self._left(wanted), lambda: f"this: {self._left(wanted)}")
 
     def await_settled(self) -> None:
         """Wait until no guardian is at work any more."""

@@ -297,7 +297,6 @@ class MigrationBed:
         await_condition(
             lambda: not self.leftovers(*counters),
             lambda: f"this to go: {self.leftovers(*counters)}",
-            timeout_s=10,
         )
 
     def _host(self, name: str, ahead_s: int, state_bytes: int) -> Host:

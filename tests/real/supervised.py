@@ -71,7 +71,7 @@ class Supervised:
             seen.update(self._stored() - known)
             return len(seen) >= more
 
-        await_condition(came, lambda: f"{more} checkpoint(s) of {self.name}: {len(seen)}", timeout_s=40)
+        await_condition(came, lambda: f"{more} checkpoint(s) of {self.name}: {len(seen)}")
 
     def _stored(self) -> set[str]:
         # Asked thousands of times: the command would take longer than what is waited for.

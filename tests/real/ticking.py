@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from harness.pauses import PAUSE_S
+
 from ckpt.host import cgroups
 from ckpt.host.cgroups import Hierarchy
 from ckpt.host.freezer_control import control_of
@@ -156,11 +158,14 @@ def is_running(pid: int) -> bool:
 def reaches(condition: Callable[[], bool], within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while not condition():
-        if time.monotonic() > deadline:
+        asleep = time.monotonic()
+        if asleep > deadline:
             return False
         time.sleep(0.001)
+        slept_s = time.monotonic() - asleep
+        deadline += slept_s if slept_s > PAUSE_S else 0
     return True
 
 
-def await_true(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
+def await_true(condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
     assert reaches(condition, within_s), f"waited {within_s} s in vain: {what}"

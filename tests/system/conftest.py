@@ -16,6 +16,7 @@ from harness import bare_criu
 from harness.cgroups import unified_mount
 from harness.command import PROGRAM, Ckpt
 from harness.leaks import Machine
+from harness.pauses import Pauses
 from harness.side_by_side import WORKER, taking_part
 from harness.subjects import Workload, compile_subjects
 from harness.traces import Traces
@@ -68,6 +69,15 @@ def _nothing_is_left_behind() -> Iterator[None]:
         lambda: f"these to go away: {Machine.now().since(before)}",
         timeout_s=60 if WORKER else 10,
     )
+
+
+@pytest.fixture
+def pauses() -> Iterator[Pauses]:
+    """What tells a time that took too long from one in which the machine stood still."""
+    pauses = Pauses()
+    pauses.start()
+    yield pauses
+    pauses.stop()
 
 
 @pytest.fixture(scope="session")

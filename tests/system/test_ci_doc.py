@@ -140,13 +140,13 @@ def test_an_example_that_is_cut_off_goes_on_in_the_next_run(
             lambda: notes.exists() and notes.read_text().count("\n") > 20, lambda: f"work\n{runner.output()}"
         )
         WAYS[example.name].cancel(process)
-        assert process.wait(timeout=20) == 75, runner.output()
+        assert process.wait(timeout=60) == 75, runner.output()
         assert runner.has_checkpoint()
         noted = len(notes.read_text().splitlines())
         assert noted < 150
         runner.wipe()
 
-        assert runner.start().wait(timeout=20) == 0, runner.output()
+        assert runner.start().wait(timeout=60) == 0, runner.output()
     finally:
         process.kill()
         process.wait()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness.command import Ckpt
+from harness.pauses import Pauses
 from harness.subjects import PYTHON, Workload
 from harness.traces import Traces
 from harness.waiting import await_condition
@@ -84,13 +85,13 @@ def subject(request: pytest.FixtureRequest, scene: Scene) -> Subject:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_kill_9_of_the_controller_at_this_phase_leaves_the_workload_running_and_nothing_else(
-    phase: str, subject: Subject, scene: Scene
+    phase: str, subject: Subject, scene: Scene, pauses: Pauses
 ) -> None:
     crash = scene.crash("dump", *subject.target, CKPT_FAILPOINT=phase)
     assert crash.status == -signal.SIGKILL, crash.err
     scene.await_nothing_left()
     subject.assert_runs()
-    assert subject.ran_again_ms(crash.when_ns) < RUNS_AGAIN_MS
+    assert subject.ran_again_ms(crash.when_ns, pauses) < RUNS_AGAIN_MS
     scene.assert_recovered()
     scene.ckpt("dump", *subject.target)
     subject.assert_runs()
@@ -98,7 +99,7 @@ def test_kill_9_of_the_controller_at_this_phase_leaves_the_workload_running_and_
 
 @pytest.mark.parametrize("phase", PHASES_OF_STOP)
 def test_kill_9_of_a_dump_that_is_to_stop_the_workload_never_loses_both_and_never_leaves_it_frozen(
-    phase: str, subject: Subject, scene: Scene
+    phase: str, subject: Subject, scene: Scene, pauses: Pauses
 ) -> None:
     crash = scene.crash("dump", "--stop", *subject.target, CKPT_FAILPOINT=phase)
     assert crash.status == -signal.SIGKILL, crash.err
@@ -112,7 +113,7 @@ def test_kill_9_of_a_dump_that_is_to_stop_the_workload_never_loses_both_and_neve
         return
     scene.await_nothing_left()
     subject.assert_runs()
-    assert subject.ran_again_ms(crash.when_ns) < RUNS_AGAIN_MS
+    assert subject.ran_again_ms(crash.when_ns, pauses) < RUNS_AGAIN_MS
     scene.assert_recovered()
 
 
@@ -144,7 +145,7 @@ def test_when_nobody_recovered_the_next_dump_does_it_first(of_pid: NewSubject, s
     scene.await_nothing_left()
 
 
-def test_kill_9_at_ten_moments_of_a_dump_of_200_mib(workload: Workload, scene: Scene) -> None:
+def test_kill_9_at_ten_moments_of_a_dump_of_200_mib(workload: Workload, scene: Scene, pauses: Pauses) -> None:
     program = workload.start(BigCounting)
     subject = Subject(("--pid", str(program.pid)), [program])
     scene.remember()
@@ -161,7 +162,7 @@ def test_kill_9_at_ten_moments_of_a_dump_of_200_mib(workload: Workload, scene: S
         scene.await_settled()
         scene.ckpt("recover")  # the guardian may not have been up yet
         scene.await_nothing_left()
-        assert subject.ran_again_ms(crash.when_ns) < RUNS_AGAIN_MS
+        assert subject.ran_again_ms(crash.when_ns, pauses) < RUNS_AGAIN_MS
     scene.assert_recovered()
     scene.ckpt("dump", *subject.target)
     assert scene.ckpt("verify")["ok"]
@@ -178,7 +179,9 @@ def test_kill_9_at_ten_moments_of_a_dump_of_200_mib(workload: Workload, scene: S
         ("stored", "SIGINT"),
     ],
 )
-def test_a_signal_undoes_the_dump(phase: str, number: str, of_pid: NewSubject, scene: Scene) -> None:
+def test_a_signal_undoes_the_dump(
+    phase: str, number: str, of_pid: NewSubject, scene: Scene, pauses: Pauses
+) -> None:
     subject = of_pid()
     scene.remember()
     crash = scene.crash("dump", "--json", *subject.target, CKPT_FAILPOINT=f"{phase}:{number}")
@@ -187,13 +190,13 @@ def test_a_signal_undoes_the_dump(phase: str, number: str, of_pid: NewSubject, s
     assert crash.err == ""
     scene.await_nothing_left()
     subject.assert_runs()
-    assert subject.ran_again_ms(crash.when_ns) < RUNS_AGAIN_MS
+    assert subject.ran_again_ms(crash.when_ns, pauses) < RUNS_AGAIN_MS
     scene.assert_recovered()
     assert scene.ckpt("list")["checkpoints"] == []
 
 
 def test_a_signal_while_criu_writes_200_mib_lets_the_workload_go_on_at_once(
-    workload: Workload, scene: Scene
+    workload: Workload, scene: Scene, pauses: Pauses
 ) -> None:
     program = workload.start(BigCounting)
     subject = Subject(("--pid", str(program.pid)), [program])
@@ -207,7 +210,7 @@ def test_a_signal_while_criu_writes_200_mib_lets_the_workload_go_on_at_once(
         assert crash.status == 130, crash.err
         scene.await_nothing_left()
         subject.assert_runs()
-        assert subject.ran_again_ms(crash.when_ns) < RUNS_AGAIN_MS
+        assert subject.ran_again_ms(crash.when_ns, pauses) < RUNS_AGAIN_MS
 
 
 def test_a_connection_survives_a_criu_that_does_not_answer_and_is_killed_with_the_socket_in_its_hands(

@@ -35,7 +35,7 @@ UNIFIED = next(
     (p for p in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")) if (p / "cgroup.procs").exists()),
     None,
 )
-SPAN_S = 20.0
+SPAN_S = 60.0
 
 pytestmark = [
     pytest.mark.system,

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from harness.pauses import Pauses
 
 from ckpt.errors import CriuMissing
 from ckpt.host.criu import engine
@@ -29,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="CRIU needs root"),
 ]
 
-SPAN_S = 20.0
+SPAN_S = 60.0
 
 # An absolute timerfd on CLOCK_MONOTONIC, and a periodic one that has expired and is not read before the dump.
 SUBJECT = """
@@ -51,7 +52,7 @@ fired = time.monotonic_ns()
 os.read(periodic, 8)
 ticks = [struct.unpack("Q", os.read(periodic, 8))[0] for _ in range(3)]
 with open(sys.argv[1] + ".new", "w") as file:
-    json.dump({"late_ms": (fired - due) / 1e6, "ticks": ticks}, file)
+    json.dump({"due": due, "fired": fired, "ticks": ticks}, file)
 os.rename(sys.argv[1] + ".new", sys.argv[1])
 time.sleep(1000)
 """
@@ -82,7 +83,9 @@ def subject(tmp_path: Path) -> Iterator[Pid]:
         process.wait()
 
 
-def test_absolute_and_overdue_periodic_timerfds_go_on_after_a_restore(tmp_path: Path, subject: Pid) -> None:
+def test_absolute_and_overdue_periodic_timerfds_go_on_after_a_restore(
+    tmp_path: Path, subject: Pid, pauses: Pauses
+) -> None:
     try:
         criu = find_criu()
     except CriuMissing as error:
@@ -102,10 +105,13 @@ def test_absolute_and_overdue_periodic_timerfds_go_on_after_a_restore(tmp_path: 
 
     with Worker.start(criu) as worker:
         outcome = engine.restore(worker, RestoreRequest(images=images, work=work))
+    restored = time.monotonic_ns()
     try:
         await_file(tmp_path / "said")
     finally:
         os.kill(outcome.pid, signal.SIGKILL)
     said = json.loads((tmp_path / "said").read_text())
-    assert 0 <= said["late_ms"] < 500
+    assert said["fired"] >= said["due"]
+    # A slow machine has it back when it is overdue.
+    assert (said["fired"] - max(said["due"], restored)) / 1e9 - pauses.since(restored / 1e9) < 0.5
     assert said["ticks"] == [1, 1, 1]

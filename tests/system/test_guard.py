@@ -169,9 +169,7 @@ def test_wherever_a_guard_is_killed_the_job_lives_or_the_next_guard_brings_it_ba
     job.await_size(40)
     dying = guard("--job", job.name, "--at", "70%", CKPT_FAILPOINT=phase)
     assert dying.process.wait(30) == -signal.SIGKILL
-    await_condition(
-        lambda: not list((ckpt.state / "operations").iterdir()), "the guardians to be done", timeout_s=10
-    )
+    await_condition(lambda: not list((ckpt.state / "operations").iterdir()), "the guardians to be done")
     lives = job.has_gone_on()
     assert lives == (phase != "killed")
     assert controls.limit_of(str(job.cgroup)) == 48 * MIB

@@ -253,7 +253,6 @@ def test_what_waits_across_the_move_wakes_when_it_is_due(policy: str, scene: Sce
     await_condition(
         lambda: len([line for line in program.lines() if not line.startswith("jump")]) == 6,
         lambda: f"all to wake: {program.lines()}",
-        timeout_s=15,
     )
     jumps = {words[1]: float(words[2]) for line in program.lines() if (words := line.split())[0] == "jump"}
     expected = {"suspend": {"7"}, "elapsed": {"1", "7"}}[policy]

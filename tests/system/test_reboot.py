@@ -199,7 +199,7 @@ def test_after_a_power_cut_what_was_supervised_in_the_background_goes_on(
         supervised.job: "ckpt",
         in_hand.job: "caller",
     }
-    assert again.wait(timeout=20) == 75
+    assert again.wait(timeout=60) == 75
     machine.reboot()
     machine.start_ckpt(*words, output="in-hand")
     assert names(machine.ckpt("resume", "--all", "--crashed")["resumed"]) == [supervised.job]

@@ -330,7 +330,7 @@ def test_a_restore_waits_for_a_lock_that_an_ancestor_holds(
         with pytest.raises(subprocess.TimeoutExpired):
             restoring.wait(timeout=2)
         fcntl.flock(stream, fcntl.LOCK_UN)
-        assert restoring.wait(timeout=20) == 0
+        assert restoring.wait(timeout=60) == 0
 
 
 def test_a_lock_that_others_wait_for_is_a_warning(

@@ -48,7 +48,7 @@ class Person:
     def types(self, text: str) -> None:
         os.write(self._here, text.encode())
 
-    def sees(self, pattern: str, timeout_s: float = 20) -> re.Match[str]:
+    def sees(self, pattern: str, timeout_s: float = 60) -> re.Match[str]:
         """Wait until that was shown after what was seen before."""
         deadline = time.monotonic() + timeout_s
         while (found := re.search(pattern, self.seen[self._at :])) is None:
@@ -62,7 +62,7 @@ class Person:
     def presses(self, key: str, until: str) -> None:
         """Press a key until it shows an effect: a shell tells of a command before it has put it in front."""
 
-        for timeout_s in (1.5, 1.5, 20):
+        for timeout_s in (1.5, 1.5, 60):
             self.types(key)
             with suppress(AssertionError):
                 self.sees(until, timeout_s)
@@ -78,7 +78,7 @@ class Person:
 
     def leaves(self) -> int:
         """The exit code of the command, which must end."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             if select.select([self._here], [], [], 0.02)[0]:
                 with suppress(OSError):  # EIO: nobody holds the program's side any more

@@ -52,7 +52,7 @@ class Batch:
             options=("--requeue", "--signal=B:USR1@30", *options),
         )
 
-    def await_work(self, *, restarts: int, timeout_s: float = 30) -> str:
+    def await_work(self, *, restarts: int, timeout_s: float = 60) -> str:
         """Wait until it does its work after so many restarts; never does it run on two nodes.
 
         Returns:
@@ -139,7 +139,7 @@ def test_a_time_limit_and_lost_nodes_end_no_job_and_no_job_runs_twice(traces: Tr
     slurm.hide_shared(nodes[0])
     for node in nodes[:2]:
         slurm.isolate(node)
-    limited.await_work(restarts=1, timeout_s=50)
+    limited.await_work(restarts=1, timeout_s=100)
     assert "is requeued" in limited.said()
     limited.finish()
 
@@ -148,6 +148,6 @@ def test_a_time_limit_and_lost_nodes_end_no_job_and_no_job_runs_twice(traces: Tr
         (lost, nodes[0], "could not be renewed"),
         (unheard, nodes[1], "another node wants"),
     ):
-        other = batch.await_work(restarts=1, timeout_s=50)
+        other = batch.await_work(restarts=1, timeout_s=100)
         assert why in batch.said()
         assert batch.finish() == [node, other]

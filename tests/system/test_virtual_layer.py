@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from harness.cgroups import Cgroup, unified_mount
 from harness.layers import Layer, Program, compile_raw_stats, of, reference
+from harness.pauses import Pauses
 from harness.traces import SESSION
 from harness.waiting import await_condition
 
@@ -336,8 +337,11 @@ def test_kill_9_of_either_supervisor_is_not_noticed(
     new_layer: Callable[..., Layer],
     table: IdentityTable,
     folder: Path,
+    *,
     threads: int,
+    pauses: Pauses,
 ) -> None:
+    looked = time.monotonic()
     covered = start()
     layer = new_layer(table)
     layer.cover(covered)
@@ -349,7 +353,7 @@ def test_kill_9_of_either_supervisor_is_not_noticed(
     calls, wrong, gap_us = map(int, covered.ask("enough").split())
     assert wrong == 0
     assert calls > 100
-    assert gap_us < 1_000_000
+    assert gap_us / 1e6 - pauses.since(looked) < 1
 
 
 def test_a_supervisor_that_stands_still_is_replaced(
@@ -365,7 +369,11 @@ def test_a_supervisor_that_stands_still_is_replaced(
 
 
 def test_a_file_system_that_hangs_holds_up_only_who_asks_for_it(
-    start: Callable[..., Program], new_layer: Callable[..., Layer], table: IdentityTable, folder: Path
+    start: Callable[..., Program],
+    new_layer: Callable[..., Layer],
+    table: IdentityTable,
+    folder: Path,
+    pauses: Pauses,
 ) -> None:
     if not Path("/dev/fuse").exists():
         pytest.skip("there is no /dev/fuse to make a file system of that hangs")
@@ -384,7 +392,7 @@ def test_a_file_system_that_hangs_holds_up_only_who_asks_for_it(
         waiting.send(f"stat 0 0 0 {hanging}/file")
         began = time.monotonic()
         assert covered.identity("stat 0 0 0 moved") == SHOWN
-        assert time.monotonic() - began < 5
+        assert pauses.ran_s(began) < 5
         assert covered.identity("stat 0 0 0 moved") == SHOWN
     finally:
         os.close(device)  # every request fails now

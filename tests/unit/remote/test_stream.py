@@ -130,8 +130,8 @@ def test_who_has_nothing_to_say_says_that_it_is_alive() -> None:
         said.release()
 
     with closing(BulkWriter(write, "there", 0.01)):
-        assert said.acquire(timeout=20)
-        assert said.acquire(timeout=20)
+        assert said.acquire(timeout=60)
+        assert said.acquire(timeout=60)
 
 
 def test_silence_ends_the_wait_and_alive_goes_on_with_it(pipe: Pipe) -> None:
