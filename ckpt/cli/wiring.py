@@ -198,6 +198,7 @@ def dump_ports(place: str, announce: Teller) -> DumpPorts:
     from ckpt.host.dumper import CriuDumper  # noqa: PLC0415
     from ckpt.host.inodes.ladder import HostInodes  # noqa: PLC0415
     from ckpt.host.inspection.inspector import HostInspector  # noqa: PLC0415
+    from ckpt.host.network.adapter import HostNetworks  # noqa: PLC0415
     from ckpt.host.operations import JournaledOperations  # noqa: PLC0415
     from ckpt.host.saved_files import HostFileSaver  # noqa: PLC0415
     from ckpt.host.targets import HostTargets  # noqa: PLC0415
@@ -228,6 +229,7 @@ def dump_ports(place: str, announce: Teller) -> DumpPorts:
         store=store,
         jobs=registry,
         volumes=announced(HostVolumes(state(), registry), {"write_out": "writing out the volumes"}, announce),
+        networks=HostNetworks(state()),
     )
 
 

@@ -20,6 +20,7 @@ from ckpt.flow.ports import (
     Inodes,
     Inspector,
     Jobs,
+    Networks,
     Operations,
     Store,
     StoreWriter,
@@ -74,6 +75,7 @@ class DumpPorts:
     store: Store
     jobs: Jobs
     volumes: Volumes
+    networks: Networks
 
     @property
     def snapshot(self) -> SnapshotPorts:
@@ -133,6 +135,7 @@ def dump(call: DumpCall, ports: DumpPorts, company: Company | None = None) -> Du
         freezer = ports.targets.freezer(target, operation)
         undo.always("put the processes back", freezer.release)
         undo.always("thaw the workload", freezer.thaw)
+        undo.on_failure("join its network again", lambda: ports.networks.attach(target, operation))
         operation.guard()
         freezer.gather()
 
@@ -154,6 +157,8 @@ def dump(call: DumpCall, ports: DumpPorts, company: Company | None = None) -> Du
         if call.stop:
             freezer.kill()
             operation.note_phase("killed")
+            if call.options.tcp_established:
+                ports.networks.remove(target)
             if target.job is not None:
                 ports.jobs.mark_stopped(target.job, one.kept.id, one.connection_locks)
     return DumpReport(
@@ -298,3 +303,6 @@ class _Dump:
             self.company.taken()
         self.snapshot.thawed()
         self.keep()
+        # What a peer sends again is answered with a reset by a network of the workload's own that goes: the locks in it
+        # go before its interface.
+        self.ports.networks.detach(self.snapshot.target, self.snapshot.operation)

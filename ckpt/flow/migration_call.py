@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ckpt.flow.migration_ports import (
     FarSide,
-    Networks,
     Senders,
     SourceRecords,
 )
@@ -16,6 +15,7 @@ from ckpt.flow.ports import (
     FileSaver,
     Inspector,
     Jobs,
+    Networks,
     Operations,
     TargetNeedsReader,
     Targets,

@@ -250,16 +250,3 @@ class TargetRecords(Protocol):
 
     def note(self, state: TargetState) -> None:
         """Write down how far it is; durable when this returns, and as before if this raises."""
-
-
-class Networks(Protocol):
-    """The networks of the jobs' own."""
-
-    def detach(self, target: Target, operation: Operation) -> None:
-        """Let nothing that the workload's sockets send leave this host."""
-
-    def attach(self, target: Target, operation: Operation) -> None:
-        """Undo that; safe to repeat."""
-
-    def remove(self, target: Target) -> None:
-        """Remove what is left of a network whose workload has gone."""

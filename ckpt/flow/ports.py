@@ -868,3 +868,16 @@ class Jobs(Protocol):
 
     def mark_migrated(self, job: JobName, host: str) -> None:
         """The job was ended by ckpt, and lives on on that host."""
+
+
+class Networks(Protocol):
+    """The networks of the jobs' own."""
+
+    def detach(self, target: Target, operation: Operation) -> None:
+        """Let nothing that the workload's sockets send leave this host."""
+
+    def attach(self, target: Target, operation: Operation) -> None:
+        """Undo that; safe to repeat."""
+
+    def remove(self, target: Target) -> None:
+        """Remove what is left of a network whose workload has gone."""

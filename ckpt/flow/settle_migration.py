@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ckpt.errors import CannotCheckpoint, NoSuchTarget, WrongState
-from ckpt.flow.migration_ports import FarSide, Networks, SourceRecords
-from ckpt.flow.ports import Jobs, Targets
+from ckpt.flow.migration_ports import FarSide, SourceRecords
+from ckpt.flow.ports import Jobs, Networks, Targets
 from ckpt.model.migration import Resolution, SourceCopy, SourceState, TargetState, resolve
 from ckpt.model.target import Target, TargetRef
 from ckpt.model.workload import TargetKind

@@ -46,6 +46,7 @@ def dump_ports(world: fake.World) -> DumpPorts:
         store=fake.FakeStore(world),
         jobs=fake.FakeJobs(world),
         volumes=fake.FakeVolumes(world),
+        networks=fake.FakeNetworks(world),
     )
 
 

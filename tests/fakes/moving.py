@@ -208,22 +208,6 @@ class FakeSenders:
         raise NotImplementedError
 
 
-@dataclass
-class FakeNetworks:
-    world: World
-    detached: bool = False
-
-    def detach(self, target: Target, operation: object) -> None:
-        self.detached = True
-        self.world.step("detach the network")
-
-    def attach(self, target: Target, operation: object) -> None:
-        self.detached = False
-
-    def remove(self, target: Target) -> None:
-        self.world.step("remove the network")
-
-
 class FakeNeeds:
     def needs_of(self, target: Target) -> Needs:
         return replace(needs(), memory_bytes=ByteCount(1 << 18))
@@ -237,7 +221,7 @@ class Moving:
     there: There
     records: FakeRecords
     senders: FakeSenders
-    networks: FakeNetworks
+    networks: fake.FakeNetworks
     jobs: FakeMovedJobs
     rounds: list[RoundReport] = field(default_factory=list)
 
@@ -286,7 +270,7 @@ def moving(**changes: Any) -> Moving:
         there=There(world, **changes),
         records=FakeRecords(world),
         senders=FakeSenders(world),
-        networks=FakeNetworks(world),
+        networks=fake.FakeNetworks(world),
         jobs=FakeMovedJobs(world),
     )
 

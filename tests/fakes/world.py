@@ -74,6 +74,7 @@ class World:
     moved_to: str = ""
     damaged: set[CheckpointId] = field(default_factory=set)
     without_receipt: set[CheckpointId] = field(default_factory=set)
+    network_detached: bool = False
     time: int = 0
 
     def step(self, name: str) -> None:
@@ -527,6 +528,23 @@ VOLUME = Volume(
     device=DeviceNumber(os.makedev(7, 1 << 19)),
     content=an_image_file("volume-0.img"),
 )
+
+
+class FakeNetworks:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def detach(self, target: Target, operation: object) -> None:
+        assert self.world.frozen
+        self.world.network_detached = True
+        self.world.step("detach the network")
+
+    def attach(self, target: Target, operation: object) -> None:
+        self.world.network_detached = False
+
+    def remove(self, target: Target) -> None:
+        assert not self.world.alive
+        self.world.step("remove the network")
 
 
 class FakeVolumes:

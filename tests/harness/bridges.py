@@ -28,6 +28,24 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30) as co
         time.sleep(0.005)
 """
 
+# Connects again and again, and writes down what it is told of each of the connections.
+_KNOCKING = """
+import errno, socket, sys, time
+errors = open(sys.argv[3], "w", buffering=1)
+opened = []
+while True:
+    opened.append(socket.socket())
+    opened[-1].setblocking(False)
+    codes = [opened[-1].connect_ex((sys.argv[1], int(sys.argv[2])))]
+    codes += [each.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for each in opened]
+    for code in codes:
+        if code not in (0, errno.EINPROGRESS):
+            print(errno.errorcode[code], file=errors)
+    del opened[:-300]
+    print("knocked", file=errors)
+    time.sleep(0.001)
+"""
+
 # Counts the bytes of each of its connections, and answers each with the count.
 SERVER = """
 import socket, sys, threading
@@ -89,6 +107,28 @@ class Client:
         return text[: text.rfind("\n") + 1].splitlines()
 
 
+class Knocking:
+    """A program in a namespace on the bridge that connects to a server all the time."""
+
+    def __init__(self, namespace: str, server: str, port: int, told: Path) -> None:
+        self._told = told
+        place = ("ip", "netns", "exec", namespace)
+        self._process = subprocess.Popen(
+            [*place, sys.executable, "-I", "-S", "-c", _KNOCKING, server, str(port), str(told)]
+        )
+        await_condition(lambda: told.exists() and told.read_text().count("knocked") > 20, "it to knock")
+
+    def errors(self) -> set[str]:
+        """End it; gives the names of all errors that it got."""
+        self.close()
+        return set(self._told.read_text().split()) - {"knocked"}
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+
+
 class Bridge:
     """The bridge; a context manager that removes it, with the namespaces and clients on it."""
 
@@ -96,7 +136,7 @@ class Bridge:
         self.name = name
         self._folder = folder
         self._namespaces: list[str] = []
-        self._clients: list[Client] = []
+        self._clients: list[Client | Knocking] = []
         self._uplinks: list[str] = []
 
     def __enter__(self) -> Self:
@@ -141,6 +181,12 @@ class Bridge:
         self._clients.append(client)
         client.await_more()
         return client
+
+    def knocking(self, namespace: str, server: str, port: int) -> Knocking:
+        """One who connects all the time there, and does so when this returns."""
+        knocking = Knocking(namespace, server, port, self._folder / f"knocking{len(self._clients)}")
+        self._clients.append(knocking)
+        return knocking
 
     def ports(self) -> list[str]:
         """The names of the interfaces on the bridge that ckpt made."""

@@ -106,7 +106,8 @@ def test_stop_kills_only_after_the_checkpoint_is_durable_and_never_thaws_before(
 def test_stop_with_connections_lets_criu_kill_after_the_checkpoint_is_durable() -> None:
     world = fake.World(trees=(a_tree(100),))
     report = dump(call(stop=True, tcp=True), ports(world))
-    assert world.journal.index("phase durable") < world.journal.index("CRIU kills")
+    order = ["phase durable", "detach the network", "CRIU kills", "remove the network"]
+    assert [step for step in world.journal if step in order] == order
     assert report.checkpoint.image_sets[0].statistics is None
 
 
@@ -138,6 +139,7 @@ def test_whatever_step_fails_the_workload_is_neither_lost_nor_frozen(how: dict[s
     assert not world.frozen
     assert not world.gathered
     assert not world.copies_of_files
+    assert not (world.alive and world.network_detached)
     assert (world.operations, world.criu_running) == (0, 0)
 
 

@@ -30,7 +30,7 @@ def assert_one_copy(one: Moving) -> None:
         assert one.world.alive
         assert not one.world.frozen
         assert not one.there.running
-        assert not one.networks.detached
+        assert not one.world.network_detached
     assert not one.world.gathered
     assert one.world.criu_running == 0
     assert all(not memory.is_open for memory in one.senders.memories)

@@ -188,6 +188,31 @@ def test_a_restore_that_dies_after_it_was_committed_goes_on_with_its_connections
     _await_no_ports(ckpt, name)
 
 
+def test_what_a_stopped_job_had_answers_nobody_while_it_goes(
+    start: Start, bridge: Bridge, client_place: str, ckpt: Ckpt
+) -> None:
+    name, _ = start()
+    client = bridge.client(client_place, V4, PORT)
+    words = ("dump", name, "--tcp-established", "--stop")
+    dumping = ckpt.start(*words, CKPT_FAILPOINT="durable:SIGSTOP")
+    await_condition(lambda: "T (stopped)" in _status(dumping.pid), "the checkpoint to be durable")
+    knocking = bridge.knocking(client_place, V4, PORT)
+    dumping.send_signal(signal.SIGCONT)
+    assert dumping.wait(timeout=60) == 0
+    _await_no_ports(ckpt, name)
+    # A reset would end the client's connection for good, a refusal show that one would have been sent.
+    assert knocking.errors() <= {"EHOSTUNREACH", "ETIMEDOUT"}
+    ckpt("restore", name)
+    client.await_more()
+    client.close()
+    ckpt("stop", name)
+    _await_no_ports(ckpt, name)
+
+
+def _status(pid: int) -> str:
+    return Path(f"/proc/{pid}/status").read_text()
+
+
 def test_a_dump_that_is_killed_leaves_no_lock_in_the_network_of_the_job(
     start: Start, bridge: Bridge, client_place: str, ckpt: Ckpt
 ) -> None:
