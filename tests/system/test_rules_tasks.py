@@ -40,6 +40,8 @@ def until(true):
 def child(*command):
     held['p'] = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     until(lambda: open(f"/proc/{held['p'].pid}/comm").read() != 'python\\n' or command[0] == sys.executable)
+    # What loads its libraries yet maps more, and opens files.
+    until(lambda: command[0] != 'sleep' or 'nanosleep' in open(f"/proc/{held['p'].pid}/wchan").read())
     return held['p'].pid
 def state(pid):
     with open(f'/proc/{pid}/stat') as stream: return stream.read().rpartition(') ')[2][0]
