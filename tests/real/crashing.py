@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,9 @@ class Scene:
     def entry(self) -> dict[str, Any]:
         """The journal entry of the only operation; empty if there is none."""
         for path in (self.ckpt.state / "operations").glob("[0-9a-f]*/entry.json"):
-            document: dict[str, Any] = json.loads(path.read_bytes())
-            return document
+            with suppress(FileNotFoundError):  # it was undone meanwhile
+                document: dict[str, Any] = json.loads(path.read_bytes())
+                return document
         return {}
 
     def guardian(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import random
@@ -240,7 +241,9 @@ def test_a_connection_survives_a_criu_that_does_not_answer_and_is_killed_with_th
 
 
 def _is_writing(operations: Path) -> bool:
-    return any(path.stat().st_size > 1 << 20 for path in operations.glob("*/staging/*/pages-*.img"))
+    # Path.glob() raises where a directory goes meanwhile.
+    pages = glob.glob(f"{operations}/*/staging/*/pages-*.img")
+    return any(os.stat(path).st_size > 1 << 20 for path in pages)
 
 
 def _sleep_until_a_moment(seconds: float) -> None:
