@@ -264,6 +264,8 @@ class Supervisor:
             f"checkpoint {taken.id[:12]} of {self._record.name}: frozen {milliseconds(taken.frozen_ns):.0f} ms, "
             f"in all {milliseconds(taken.total_ns):.0f} ms, stored {human_bytes(taken.stored_bytes)}{next_one}"
         )
+        if self._job_ended and not under_way.order.stop:
+            return  # nobody needs to know how one comes back that has ended, nor that its end interrupted this
         for warning in taken.warnings:
             self._tell_once(warning, warning, forgets=False)
 

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ckpt.errors import CkptError, OsRefused, Usage
+from ckpt.errors import CkptError, Interrupted, OsRefused, Usage
 from ckpt.host.criu.paths import held_paths
 from ckpt.host.inodes.contents import Attributes, SavedContents
 from ckpt.host.inodes.directories import MadeDirectories, topmost_missing
@@ -172,6 +172,8 @@ class HostInodes:
             return ()
         try:
             Pins(self._state).pin(checkpoint, inodes, store=self._store)
+        except Interrupted:  # the checkpoint is durable
+            return ("no inode was pinned: it was interrupted",)
         except CkptError as error:
             return (f"no inode was pinned: {error.message}",)
         return ()
